@@ -1,0 +1,38 @@
+# Needs Python >= 3.11 with venv, make and pip; nothing else.
+PYTHON ?= python3
+BIN := .venv/bin
+# One stamp a set of extras, so that `make demo` does not install the test tools.
+DEMO := .venv/.demo-installed
+DEV := .venv/.dev-installed
+
+.PHONY: setup demo test lint bench clean
+setup: $(DEMO)
+
+demo: $(DEMO)
+	$(BIN)/lenext demo
+
+test: $(DEV) lint
+	$(BIN)/python -m pytest
+
+lint: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(DEV)
+	$(BIN)/python benchmarks/demo.py
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "LeNeXt needs Python 3.11 or newer: make PYTHON=python3.12 $(MAKECMDGOALS)")'
+	$(PYTHON) -m venv .venv
+
+$(DEMO): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[demo]'
+	touch $@
+
+$(DEV): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@ $(DEMO)
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,239 @@
+"""The classifier file: everything that is needed to use a trained network, in one safetensors file without pickle.
+
+Weights are its tensors; the header holds the architecture and its arguments, class names, preprocessing, views,
+temperature, task, the data's fingerprint and the version that wrote it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lenext import runs
+from lenext.data.decode import UnreadableImage, decode, to_rgb
+from lenext.data.transforms import dihedral, eval_transform
+from lenext.inference import Backend, torch_backend
+from lenext.models.pooled import build_network
+from lenext.preprocess import Preprocess
+from lenext.version import __version__
+
+FORMAT = "lenext-classifier-1"
+BATCH = 32
+Input = str | Path | bytes | Image.Image | np.ndarray
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The ranked classes of one picture; `error` says why there are none.
+
+    image: the path as it was given, "" for pictures without one. label, probability: the winner.
+    top: (label, probability), best first.
+    """
+
+    image: str
+    label: str | None
+    probability: float | None
+    top: list[tuple[str, float]]
+    error: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        top = [{"label": label, "probability": probability} for label, probability in self.top]
+        return {
+            "image": self.image,
+            "label": self.label,
+            "probability": self.probability,
+            "top": top,
+            "error": self.error,
+        }
+
+
+@dataclass
+class Classifier:
+    """A network with what belongs to it.
+
+    architecture: what `lenext.models.pooled.build_network` takes to build `model` again.
+    views: how many of the eight symmetries of the square are averaged for a prediction: 1, 2 (mirror), 4 or 8.
+    temperature: divides the logits, so that probabilities mean what they say.
+    about: anything worth keeping, such as the data's fingerprint and the validation figures.
+    """
+
+    model: nn.Module
+    architecture: dict[str, Any]
+    classes: tuple[str, ...]
+    preprocess: Preprocess
+    views: int = 1
+    temperature: float = 1.0
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def predict(self, inputs: Input | Sequence[Input], top_k: int = 5) -> Prediction | list[Prediction]:
+        """Ranked classes of a picture, or of a list of pictures in the order given.
+
+        inputs: a path, encoded bytes, a PIL picture, a uint8 array (H, W, 3) or (H, W), or a list of these.
+        A picture that cannot be read gets a Prediction with `error`; it never stops the others.
+        """
+        if top_k < 1:
+            raise ValueError(f"top_k is {top_k}; at least the best class must be asked for")
+        if isinstance(inputs, (list, tuple)):
+            return list(self.stream(inputs, top_k))
+        return next(iter(self.stream([inputs], top_k)))  # type: ignore[list-item]
+
+    def stream(self, inputs: Iterable[Input], top_k: int = 5) -> Iterable[Prediction]:
+        """Predictions one after the other, read and computed in batches: memory does not grow with the number."""
+        transform = eval_transform(self.preprocess)
+        backend = torch_backend(self.model, self.preprocess)
+        waiting: list[Input] = []
+
+        def answer() -> Iterable[Prediction]:
+            pixels: list[Tensor] = []
+            reasons: list[str | None] = []
+            for item in waiting:
+                try:
+                    pixels.append(transform(_pixels(item, self.preprocess)))
+                    reasons.append(None)
+                except UnreadableImage as error:
+                    reasons.append(str(error))
+            rows = iter(self.probabilities(torch.stack(pixels), backend) if pixels else [])
+            for item, reason in zip(waiting, reasons):
+                name = str(item) if isinstance(item, (str, Path)) else ""
+                if reason is not None:
+                    yield Prediction(name, None, None, [], reason)
+                else:
+                    yield self._ranked(name, next(rows), top_k)
+
+        for item in inputs:
+            waiting.append(item)
+            if len(waiting) == BATCH:
+                yield from answer()
+                waiting.clear()
+        yield from answer()
+
+    def logits(self, x: Tensor, backend: Backend) -> np.ndarray:
+        """Averaged over the views, before the temperature: uint8 (B, 3, S, S) -> float32 (B, K)."""
+        outputs = [as_logits(backend(dihedral(x, view))) for view in range(self.views)]
+        return torch.stack(outputs).mean(0).numpy()
+
+    def probabilities(self, x: Tensor, backend: Backend) -> np.ndarray:
+        """uint8 (B, 3, S, S) -> (B, K), rows sum to one."""
+        return softmax(self.logits(x, backend) / self.temperature)
+
+    def _ranked(self, image: str, probabilities: np.ndarray, top_k: int) -> Prediction:
+        order = np.argsort(-probabilities, kind="stable")[:top_k]
+        top = [(self.classes[i], float(probabilities[i])) for i in order]
+        return Prediction(image, *top[0], top)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the classifier file, whole or not at all. Raises OSError when the disk is full."""
+        path = Path(path)
+        header = {
+            "architecture": self.architecture,
+            "classes": list(self.classes),
+            "preprocess": self.preprocess.to_dict(),
+            "views": self.views,
+            "temperature": self.temperature,
+            "task": "single-label",
+            "about": self.about,
+            "lenext": __version__,
+        }
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}
+        metadata = {"format": FORMAT, "lenext": json.dumps(header, ensure_ascii=False)}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        runs.write_atomically(path, lambda file: save_tensors(tensors, file, metadata))
+        return path
+
+
+def save_tensors(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str]) -> None:
+    """safetensors' save_file, with a full disk reported as what it is."""
+    try:
+        save_file(tensors, file, metadata)
+    except SafetensorError as error:
+        raise OSError(f"{file} could not be written: {error}") from None
+
+
+def load(path: str | Path) -> Classifier:
+    """The classifier of a run folder or of a classifier file.
+
+    Raises ValueError for anything else: a missing file, a folder without one, a pickle, a file cut short.
+    """
+    path = Path(path)
+    if path.is_dir():
+        runs.require(path)
+        if not (path / runs.CLASSIFIER).is_file():
+            raise ValueError(
+                f"{path} has no {runs.CLASSIFIER} yet: its training did not get that far; continue it with "
+                f"lenext train --resume {path}"
+            )
+        path = path / runs.CLASSIFIER
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; a run folder or a classifier file was expected")
+    metadata, tensors = _read_tensors(path)
+    if metadata.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} is a safetensors file but not a classifier file: it carries weights without class names. "
+            "Give it to training as --pretrained"
+        )
+    header = json.loads(metadata["lenext"])
+    model = build_network(header["architecture"])
+    model.load_state_dict(tensors)
+    return Classifier(
+        model=model.eval(),
+        architecture=header["architecture"],
+        classes=tuple(header["classes"]),
+        preprocess=Preprocess.from_dict(header["preprocess"]),
+        views=header["views"],
+        temperature=header["temperature"],
+        about=header["about"],
+    )
+
+
+def _read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    head = path.open("rb").read(8)
+    if head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
+        raise ValueError(
+            f"{path} is a pickle, which can run code when it is read; lenext reads classifier files (safetensors). "
+            "Weights of another toolkit go to training as --pretrained"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is damaged or cut off: no classifier can be read from it ({error})") from None
+
+
+def as_logits(outputs: Tensor) -> Tensor:
+    """(B, K) as it is; (B, 1), the logit of the second of two classes, as (B, 2) with the same probabilities."""
+    return torch.cat([torch.zeros_like(outputs), outputs], 1) if outputs.shape[1] == 1 else outputs
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = np.exp(logits - logits.max(1, keepdims=True))
+    return shifted / shifted.sum(1, keepdims=True)
+
+
+def _pixels(item: Input, preprocess: Preprocess) -> np.ndarray:
+    """uint8 (H, W, 3) of any input."""
+    if isinstance(item, (str, Path)):
+        return decode(item, shrink_to=preprocess.resize)
+    if isinstance(item, bytes):
+        return decode(item, shrink_to=preprocess.resize)
+    if isinstance(item, Image.Image):
+        try:
+            return to_rgb(item)
+        except Exception as error:
+            raise UnreadableImage(f"damaged or cut off ({error})") from None
+    if isinstance(item, np.ndarray):
+        if item.dtype != np.uint8 or item.ndim not in (2, 3) or (item.ndim == 3 and item.shape[2] not in (1, 3, 4)):
+            raise UnreadableImage(f"an array of {item.dtype} {item.shape} is no picture; uint8 (H, W, 3) is")
+        if item.size == 0:
+            raise UnreadableImage("the array is empty")
+        return to_rgb(Image.fromarray(item[:, :, 0] if item.ndim == 3 and item.shape[2] == 1 else item))
+    raise ValueError(f"a {type(item).__name__} is no picture; give a path, bytes, a PIL picture or a uint8 array")

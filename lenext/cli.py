@@ -1,0 +1,239 @@
+"""The command line: the only file that defines commands and flags.
+
+Results go to standard output, progress and messages to standard error. Exit status: 0 done, 1 the work failed,
+2 the request was wrong, 130 interrupted. Nothing heavy is imported before a command runs.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+from jsonargparse import ArgumentParser, Namespace
+
+from lenext.config import described_fields, nearest, read_file
+from lenext.version import __version__
+
+DESCRIPTION = "Image classification, from a folder of photos to a trained, evaluated, explained classifier."
+Output = Literal["table", "json"]
+PredictOutput = Literal["table", "json", "csv", "parquet"]
+
+
+class _Parser(ArgumentParser):
+    """A parser whose errors are one sentence with the nearest name, exit status 2."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        message = " ".join(message.split())
+        if found := re.search(r"[Uu]nrecognized arguments: (.*)", message):
+            unknown = next((w for w in found[1].split() if w.startswith("-")), found[1].split()[0])
+            known = [flag for command in _commands(self).values() for flag in command._option_string_actions]
+            message = f"unknown option {unknown}{nearest(unknown.split('=')[0], known)}"
+        elif found := re.search(r"argument COMMAND: invalid choice: '([^']*)'", message):
+            message = f"unknown command {found[1]!r}{nearest(found[1], COMMANDS)}"
+        elif found := re.search(r'Parser key "([^"]+)": (.*)', message):
+            message = f"--{found[1].rsplit('.', 1)[-1].replace('_', '-')}: {_expectation(found[2])}"
+        elif "subcommand" in message:
+            message = f"a command is missing: {', '.join(COMMANDS)}"
+        elif found := re.search(r"arguments are required: (.*)", message):
+            message = f"missing: {', '.join(name.split('.')[-1].upper() for name in found[1].split(', '))}"
+        _fail(message, hint="lenext --help lists the commands, lenext COMMAND --help their options")
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Entry point of the command `lenext`; ends the process with the exit status."""
+    parser = build_parser()
+    args = parser.parse_args(list(sys.argv[1:] if argv is None else argv), defaults=False)
+    command = args.subcommand
+    _quiet_libraries()
+    try:
+        status = COMMANDS[command](args[command] or Namespace())
+        sys.stdout.flush()
+    except KeyboardInterrupt as interrupt:
+        # Training says what can be resumed; the other commands have nothing to lose.
+        print(f"lenext: interrupted{': ' if str(interrupt) else ''}{interrupt}", file=sys.stderr)
+        status = 130
+    except BrokenPipeError:
+        # The reader of our output (head, less) has gone: that is not an error.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    except ValueError as error:
+        if os.environ.get("LENEXT_DEBUG"):
+            raise
+        _fail(str(error))
+    except (OSError, MemoryError) as error:
+        if os.environ.get("LENEXT_DEBUG"):
+            raise
+        _fail(_spoken(error), status=1)
+    sys.exit(status)
+
+
+def build_parser() -> ArgumentParser:
+    """Every command with its flags; the help texts of `train` come from TrainConfig."""
+    parser = _Parser(prog="lenext", description=DESCRIPTION, version=f"lenext {__version__}", allow_abbrev=False)
+    commands = parser.add_subcommands(required=True, metavar="COMMAND")
+
+    demo = _command("Train, evaluate and use a classifier of real photographs, in about three minutes on two cores.")
+    demo.add_argument("--out", type=str | None, default=None, help="Run folder (default: runs/<date>-demo)")
+    demo.add_argument("--seed", type=int, default=0, help="Which of the random 75/25 splits is used")
+    demo.add_argument("--time-budget", type=float, default=175.0, help="Seconds for the whole command")
+    commands.add_subcommand("demo", demo, help="the main job on real photographs, no data needed")
+
+    train = _command("Train a classifier on a folder of pictures or a manifest.")
+    train.add_argument("data", nargs="?", type=str, default=None, help="Folder (a folder a class) or manifest")
+    for name, kind, default, text in described_fields():
+        if name != "data":
+            train.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default, help=text)
+    train.add_argument("--config", type=str | None, default=None, help="YAML or JSON file with settings")
+    train.add_argument("--out", type=str | None, default=None, help="Run folder (default: runs/<date>-<model>)")
+    train.add_argument("--resume", type=str | None, default=None, metavar="RUN", help="Go on with this run")
+    commands.add_subcommand("train", train, help="train a classifier")
+
+    evaluate = _command("Measure a classifier on the split it was not trained on, or on other data.")
+    evaluate.add_argument("run", type=str, help="Run folder or classifier file")
+    evaluate.add_argument("data", nargs="?", type=str, default=None, help="Other data (default: the run's own)")
+    evaluate.add_argument("--split", type=str | None, default=None, help="train, val or test (default: test, else val)")
+    evaluate.add_argument("--format", type=Output, default="table", help="Form of the answer")
+    commands.add_subcommand("evaluate", evaluate, help="measure a classifier")
+
+    predict = _command("Name the classes of pictures.")
+    predict.add_argument("run", type=str, help="Run folder or classifier file")
+    predict.add_argument("paths", nargs="+", type=str, help="Pictures, folders of pictures, or patterns like 'a/*.jpg'")
+    predict.add_argument("--top-k", type=int, default=5, help="Number of classes in each answer")
+    predict.add_argument("--format", type=PredictOutput, default="table", help="Form of the answer")
+    predict.add_argument("--out", type=str | None, default=None, help="File for the answer (default: standard output)")
+    commands.add_subcommand("predict", predict, help="name the classes of pictures")
+
+    models = _command("List the architectures, or show one layer by layer.")
+    models.add_argument("name", nargs="?", type=str, default=None, help="Architecture to show")
+    commands.add_subcommand("models", models, help="list the architectures")
+    return parser
+
+
+def _command(description: str) -> _Parser:
+    return _Parser(description=description, allow_abbrev=False)
+
+
+def _commands(parser: ArgumentParser) -> dict[str, ArgumentParser]:
+    """The parser itself or, of the outermost one, its commands."""
+    action = getattr(parser, "_subcommands_action", None)
+    return dict(action._name_parser_map) if action else {"": parser}
+
+
+# ---------------------------------------------------------------------------------------------------- commands
+
+
+def _demo(args: Namespace) -> int:
+    from lenext import demo, terminal
+
+    with terminal.messages():
+        demo.run(**_given(args))
+    return 0
+
+
+def _train(args: Namespace) -> int:
+    from lenext import terminal
+    from lenext.training import loop
+
+    given = _given(args)
+    out, resume, file = given.pop("out", None), given.pop("resume", None), given.pop("config", None)
+    with terminal.messages():
+        if resume is not None:
+            if given or out or file:
+                extra = ", ".join(sorted(given) + ["out"] * bool(out) + ["config"] * bool(file))
+                raise ValueError(f"--resume goes on with the settings of the run; take away: {extra}")
+            run = loop.resume(resume)
+        else:
+            settings = loop.configure(given, file=read_file(file) if file else {})
+            run = loop.train(settings, out)
+        terminal.show_run(run)
+    return 0
+
+
+def _evaluate(args: Namespace) -> int:
+    from lenext import terminal
+    from lenext.evaluation import evaluate
+
+    given = _given(args)
+    form = given.pop("format", "table")
+    with terminal.messages():
+        split, result = evaluate.evaluate_run(given["run"], given.get("data"), given.get("split"))
+    terminal.show_evaluation(split, result, form)
+    return 0
+
+
+def _predict(args: Namespace) -> int:
+    from lenext import predict, terminal
+
+    given = _given(args)
+    with terminal.messages():
+        failed = predict.run(
+            given["run"],
+            given["paths"],
+            top_k=given.get("top_k", 5),
+            form=given.get("format", "table"),
+            out=given.get("out"),
+        )
+    return 1 if failed else 0
+
+
+def _models(args: Namespace) -> int:
+    from lenext import terminal
+
+    terminal.show_models(_given(args).get("name"))
+    return 0
+
+
+COMMANDS = {"demo": _demo, "train": _train, "evaluate": _evaluate, "predict": _predict, "models": _models}
+
+
+def _given(args: Namespace) -> dict[str, Any]:
+    """What the user wrote, without the options left out."""
+    return {key: value for key, value in vars(args).items() if value is not None}
+
+
+def _fail(message: str, *, hint: str = "", status: int = 2) -> NoReturn:
+    print(f"lenext: {message}", file=sys.stderr)
+    if hint:
+        print(f"        {hint}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _expectation(message: str) -> str:
+    """The parser's complaint about a value in a user's words."""
+    value = re.search(r"(?:Got|Given) value: (\S+)", message)
+    kinds = {"int": "a whole number", "float": "a number", "bool": "true or false", "dict": "a mapping"}
+    literals = re.findall(r"Literal\[([^\]]*)\]", message)
+    options = [f"one of {choices.replace(chr(39), '')}" for choices in literals]
+    options += [kinds[name] for name in re.findall(r"Expected (?:a )?<class '(\w+)'>", message) if name in kinds]
+    if not value or not options:
+        return message
+    return f"{value[1]!r} is not {' or '.join(dict.fromkeys(options))}"
+
+
+def _spoken(error: OSError | MemoryError) -> str:
+    import errno
+
+    if isinstance(error, MemoryError):
+        return "out of memory; try a smaller --batch-size or --image-size"
+    if error.errno == errno.ENOSPC or "No space left" in str(error):
+        where = f" while writing {Path(error.filename).name}" if error.filename else ""
+        return f"the disk is full{where}; what was saved before is whole. Make room, then lenext train --resume RUN"
+    return str(error)
+
+
+def _quiet_libraries() -> None:
+    """Third-party notices that a user cannot act on."""
+    import warnings
+
+    if not os.environ.get("LENEXT_DEBUG"):
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+if __name__ == "__main__":
+    main()

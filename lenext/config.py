@@ -1,0 +1,206 @@
+"""The typed edge: every setting of a training run, in one frozen record, read from flags, recipes and files.
+
+Order of precedence, weakest first: the defaults below, the recipe, the configuration file, the flags.
+Importing this file costs nothing: the command line needs it for its help.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Augment = Literal["none", "light", "standard", "strong", "dihedral"]
+Optimizer = Literal["adamw", "adam", "sgd"]
+Schedule = Literal["cosine", "constant", "decay"]
+Loss = Literal["cross_entropy", "bce"]
+Select = Literal["val_accuracy", "val_loss"]
+Accelerator = Literal["auto", "cpu", "gpu"]
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Settings of `lenext train`. `None` means: chosen from the data and the machine, and said.
+
+    Args:
+        data: Folder of pictures (a folder a class, with or without train, val and test above) or manifest file.
+        model: Architecture, see `lenext models`. Chosen when not given: the pretrained one on this machine.
+        recipe: A set of settings by name. auto: quick classifier, then fine-tuning, within the time budget;
+            fit: plain training of the whole network; others are listed in the documentation.
+        pretrained: true: the public ImageNet weights of the model; false: start from random weights; or the path
+            of a checkpoint. Chosen when not given: the weights if they are already on this machine.
+        arguments: Arguments of the architecture, such as '{"stem": "small"}'.
+        epochs: Passes over the training pictures. Chosen when not given: as many as the time budget allows.
+        time_budget: Seconds that reading, training and evaluating may take where epochs are not given.
+        batch_size: Pictures in a step.
+        image_size: Side of the square network input, pixels. Chosen when not given: by the pictures and the model.
+        lr: Peak learning rate. Chosen when not given: by optimiser and by pretraining.
+        optimizer: Update rule.
+        weight_decay: Decay of weights (not of biases and norms) in adamw, L2 penalty in sgd.
+        momentum: Momentum of sgd.
+        schedule: cosine: to zero over the run; constant; decay: held for one epoch, then times lr_decay an epoch.
+        lr_decay: Factor an epoch of schedule decay.
+        warmup_epochs: Epochs of linear warm-up.
+        clip_norm: Largest gradient norm; larger gradients are scaled down to it. 0 for none.
+        loss: cross_entropy; or bce for two classes: one sigmoid output and binary cross-entropy.
+        label_smoothing: Share of the target spread evenly over all classes, for cross_entropy.
+        augment: Random changes to training pictures. none; light: flips and mild crops; standard: flips and crops;
+            strong: more on top; dihedral: flips and quarter turns. Chosen when not given.
+        select: What makes a model the best, and so the one that is kept.
+        patience: Epochs without improvement after which training stops. 0: never.
+        val_fraction: Share of each class held out for validation where the data has no such split.
+        test_fraction: Share of each class held out for the final test where the data has no splits at all.
+        max_unreadable: Share of unreadable pictures above which the run does not start.
+        seed: Seed of split, weights, order, augmentation and dropout.
+        devices: Number of processors of the kind `accelerator`.
+        accelerator: Kind of processor.
+        precision: Arithmetic of training. auto: measured, the fastest that agrees with float32.
+        channels_last: Memory format of training. Measured when not given.
+        workers: Processes that prepare batches. 0: in the training process.
+    """
+
+    data: str | None = None
+    model: str | None = None
+    recipe: str = "auto"
+    pretrained: bool | str | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
+    epochs: int | None = None
+    time_budget: float = 300.0
+    batch_size: int | None = None
+    image_size: int | None = None
+    lr: float | None = None
+    optimizer: Optimizer = "adamw"
+    weight_decay: float = 0.05
+    momentum: float = 0.9
+    schedule: Schedule = "cosine"
+    lr_decay: float = 0.95
+    warmup_epochs: float = 0.0
+    clip_norm: float = 1.0
+    loss: Loss = "cross_entropy"
+    label_smoothing: float = 0.0
+    augment: Augment | None = None
+    select: Select = "val_accuracy"
+    patience: int = 0
+    val_fraction: float = 0.15
+    test_fraction: float = 0.15
+    max_unreadable: float = 0.05
+    seed: int = 0
+    devices: int = 1
+    accelerator: Accelerator = "auto"
+    precision: Precision = "auto"
+    channels_last: bool | None = None
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for name, hint in hints.items():
+            if not _fits(getattr(self, name), hint):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be {_spoken(hint)}")
+        for name in ("epochs", "batch_size", "image_size", "devices", "lr", "time_budget", "lr_decay"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"{name} is {value}; it must be greater than 0")
+        for name in ("weight_decay", "momentum", "warmup_epochs", "clip_norm", "patience", "seed", "workers"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
+        for name in ("label_smoothing", "val_fraction", "test_fraction"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and less than 1")
+        if self.devices != 1:
+            raise ValueError(f"devices is {self.devices}; this version trains on one device")
+        if not 0 <= self.max_unreadable <= 1:
+            raise ValueError(f"max_unreadable is {self.max_unreadable}; it is a share between 0 and 1")
+
+
+FIELDS = tuple(f.name for f in dataclasses.fields(TrainConfig))
+
+
+def described_fields() -> list[tuple[str, Any, Any, str]]:
+    """(name, type, default, help text) of every setting, for the command line."""
+    from docstring_parser import parse
+
+    texts = {p.arg_name: " ".join((p.description or "").split()) for p in parse(TrainConfig.__doc__ or "").params}
+    hints = typing.get_type_hints(TrainConfig)
+    defaults = TrainConfig()
+    return [(name, hints[name], getattr(defaults, name), texts[name]) for name in FIELDS]
+
+
+def build(*layers: dict[str, Any]) -> TrainConfig:
+    """A configuration from layers of settings, later ones winning; an unknown key is an error naming the nearest."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            if key not in FIELDS:
+                raise ValueError(f"unknown setting {key!r}{nearest(key, FIELDS)}")
+            merged[key] = {**merged.get(key, {}), **value} if key == "arguments" and value else value
+    return TrainConfig(**{key: _as_float(key, value) for key, value in merged.items()})
+
+
+def read_file(path: str | Path) -> dict[str, Any]:
+    """The settings of a YAML or JSON file, not yet checked."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"configuration file {path} cannot be read: {error.strerror}") from None
+    if path.suffix.lower() == ".json":
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from None
+    else:
+        import yaml
+
+        try:
+            values = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            where = f", line {mark.line + 1}" if mark else ""
+            raise ValueError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', error)})") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold settings such as 'epochs: 20', one a line")
+    for key in values:
+        if key not in FIELDS:
+            raise ValueError(f"{path}: unknown setting {key!r}{nearest(str(key), FIELDS)}")
+    return values
+
+
+def nearest(word: str, known: typing.Iterable[str]) -> str:
+    """'; did you mean ...?' for a word that resembles a known one, else ''."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _as_float(key: str, value: Any) -> Any:
+    hint = typing.get_type_hints(TrainConfig)[key]
+    accepts_float = hint is float or float in typing.get_args(hint)
+    return float(value) if accepts_float and type(value) is int else value
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, option) for option in options)
+    if origin is Literal:
+        return value in options
+    if origin is dict:
+        return isinstance(value, dict)
+    if hint in (int, float):
+        return type(value) is hint  # bool is an int to Python, not to a user
+    return isinstance(value, hint)
+
+
+def _spoken(hint: Any) -> str:
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_spoken(option) for option in options if option is not type(None))
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, options))
+    names: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    return names.get(hint, "a mapping")

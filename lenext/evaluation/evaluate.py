@@ -1,0 +1,163 @@
+"""From a classifier and pictures to figures, predictions and the report: the end of a run, and `lenext evaluate`."""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lenext import runs, terminal
+from lenext.classifier import Classifier, load, softmax
+from lenext.data import sources
+from lenext.data.decode import UnreadableImage, decode
+from lenext.data.sources import SPLITS, Samples
+from lenext.data.transforms import eval_transform
+from lenext.evaluation import figures
+from lenext.evaluation.metrics import evaluate
+from lenext.inference import fastest_backend
+
+log = logging.getLogger("lenext")
+BATCH = 32
+
+
+def compute_logits(classifier: Classifier, samples: Samples, title: str) -> tuple[np.ndarray, list[dict[str, str]]]:
+    """((N, K) logits before the temperature, failed pictures), from the files, on the fastest backend that agrees.
+
+    Rows of unreadable pictures are NaN; they are listed as {"image", "reason"}.
+    """
+    transform = eval_transform(classifier.preprocess)
+    failed: list[dict[str, str]] = []
+    logits = np.full((len(samples), len(classifier.classes)), np.nan, np.float32)
+
+    def read(index: int) -> Tensor | str:
+        try:
+            return transform(decode(samples.path(index), shrink_to=classifier.preprocess.resize))
+        except UnreadableImage as error:
+            return str(error)
+
+    backend = None
+    with ThreadPoolExecutor(2) as pool, terminal.bar(title, len(samples)) as bar:
+        chunks = [range(i, min(i + BATCH, len(samples))) for i in range(0, len(samples), BATCH)]
+        following = pool.map(read, chunks[0]) if chunks else iter(())
+        for number, chunk in enumerate(chunks):
+            results = list(following)
+            if number + 1 < len(chunks):  # decode the next batch while the network works on this one
+                following = pool.map(read, chunks[number + 1])
+            failed += [{"image": samples.images[i], "reason": r} for i, r in zip(chunk, results) if isinstance(r, str)]
+            good = [(i, r) for i, r in zip(chunk, results) if not isinstance(r, str)]
+            if good:
+                rows, pixels = [i for i, _ in good], torch.stack([x for _, x in good])
+                if backend is None:
+                    work = len(samples) * classifier.views
+                    name, backend = fastest_backend(classifier.model, classifier.preprocess, pixels, work)
+                    log.debug("evaluating with %s", name)
+                logits[rows] = classifier.logits(pixels, backend)
+            bar.advance(len(chunk))
+    return logits, failed
+
+
+def evaluate_run(path: str, data: str | None = None, split: str | None = None) -> tuple[str, dict[str, Any]]:
+    """(split name, metrics) of a run or classifier file on its own data or on other data.
+
+    Without `split`: test where there is one, else val. Raises ValueError when the run's own test pictures are not
+    those it was made with, or when other data has a class that the classifier does not know.
+    """
+    classifier = load(path)
+    about = classifier.about
+    if data is None and "data" not in about:
+        raise ValueError(f"{path} does not say which data it was trained on; give DATA")
+    source = data or about["data"]
+    options = about.get("split_options", {})
+    samples = sources.read(source, **options) if data is None else sources.read_for_evaluation(source, options)
+    available = [name for name in SPLITS if (samples.splits == name).any()]
+    if split is None:
+        split = next((name for name in ("test", "val") if name in available), available[0])
+    if split not in available:
+        raise ValueError(f"{source} has no split {split!r}; it has {', '.join(available)}")
+    part = samples.split(split)
+    if data is None:
+        recorded = about.get("fingerprint", {}).get(split)
+        if recorded and sources.fingerprint(samples)[split] != recorded:
+            raise ValueError(
+                f"the {split} pictures of {source} are not those the run was made with: files were added, removed "
+                f"or moved since. Give the data itself to measure on it: lenext evaluate {path} {source}"
+            )
+    part = match_classes(part, classifier.classes)
+    logits, failed = compute_logits(classifier, part, f"evaluating {split}")
+    good = ~np.isnan(logits).any(1)
+    probabilities = softmax(logits[good] / classifier.temperature)
+    return split, evaluate(probabilities, part.labels[good], classifier.classes, failed=failed)
+
+
+def match_classes(samples: Samples, classes: tuple[str, ...]) -> Samples:
+    """The samples with labels that index `classes`: by name, whatever the order or number of classes in the data."""
+    unknown = sorted({samples.classes[i] for i in np.unique(samples.labels)} - set(classes))
+    if unknown:
+        known = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
+        raise ValueError(f"the data has the class {unknown[0]!r}, which the classifier does not know ({known})")
+    index = {name: i for i, name in enumerate(classes)}
+    labels = np.array([index[samples.classes[label]] for label in samples.labels], dtype=np.int64)
+    return sources.replace(samples, labels=labels, classes=classes)
+
+
+def finish_run(run: Path, classifier: Classifier, samples: Samples) -> None:
+    """Temperature from the validation split, then figures, predictions and report on every split held out."""
+    from lenext.evaluation.calibration import fit_temperature
+    from lenext.evaluation.report import write_report
+
+    held_out = {name: samples.split(name) for name in ("val", "test") if (samples.splits == name).any()}
+    results, rows = {}, []
+    for name, part in held_out.items():
+        logits, failed = compute_logits(classifier, part, f"evaluating {name}")
+        good = np.flatnonzero(~np.isnan(logits).any(1))
+        if name == "val":  # comes first: the test figures below are those of the calibrated classifier
+            classifier.temperature = fit_temperature(logits[good], part.labels[good])
+        probabilities = softmax(logits[good] / classifier.temperature)
+        results[name] = evaluate(probabilities, part.labels[good], classifier.classes, failed=failed)
+        rows += _prediction_rows(name, part, good, probabilities)
+        figures.draw_confusion(results[name]["confusion"], classifier.classes, run / f"figures/confusion-{name}.png")
+        figures.draw_reliability(probabilities, part.labels[good], run / f"figures/reliability-{name}.png")
+        _draw_mistakes(run / f"figures/mistakes-{name}.png", part, good, probabilities)
+    classifier.about["evaluation"] = {
+        name: {key: result[key] for key in ("accuracy", "accuracy_interval", "n")} for name, result in results.items()
+    }
+    classifier.save(run / runs.CLASSIFIER)
+    runs.write_json(run / "evaluation.json", results)
+    runs.write_predictions(run, rows)
+    history = runs.read_metrics(run)
+    if history:
+        figures.draw_curves(history, run / "figures/curves.png")
+    write_report(run)
+
+
+def _prediction_rows(split: str, part: Samples, good: np.ndarray, probabilities: np.ndarray) -> list[dict[str, Any]]:
+    winners = probabilities.argmax(1)
+    return [
+        {
+            "split": split,
+            "image": part.images[i],
+            "label": part.classes[part.labels[i]],
+            "prediction": part.classes[winner],
+            "probability": float(row[winner]),
+            "probabilities": row.tolist(),
+        }
+        for i, winner, row in zip(good, winners, probabilities)
+    ]
+
+
+def _draw_mistakes(path: Path, part: Samples, good: np.ndarray, probabilities: np.ndarray, most: int = 12) -> None:
+    """The errors that the classifier was surest of, with label, answer and probability."""
+    labels, winners = part.labels[good], probabilities.argmax(1)
+    wrong = np.flatnonzero(winners != labels)
+    worst = wrong[np.argsort(-probabilities[wrong, winners[wrong]], kind="stable")][:most]
+    titles = [
+        f"{part.classes[labels[i]]}\nsaid {part.classes[winners[i]]}, {100 * probabilities[i, winners[i]]:.0f} %"
+        for i in worst
+    ]
+    if len(worst):
+        figures.draw_mistakes([decode(part.path(int(good[i])), shrink_to=256) for i in worst], titles, path)

@@ -1,0 +1,105 @@
+"""Running a trained network fast: the backends on this machine, timed on real pictures, the fastest that agrees.
+
+A backend is a function from uint8 pictures (B, 3, S, S) to float32 outputs (B, K); normalisation is part of it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lenext.data.transforms import normalise
+from lenext.preprocess import Preprocess
+
+Backend = Callable[[Tensor], Tensor]
+log = logging.getLogger("lenext")
+
+# Converting and compiling a network costs seconds; below this number of pictures plain PyTorch is done earlier.
+WORTH_MEASURING = 200
+
+
+def torch_backend(model: nn.Module, preprocess: Preprocess, *, bfloat16: bool = False) -> Backend:
+    """Eager PyTorch where the model's weights are, channels-last, float32 or bfloat16 autocast."""
+    device = next(model.parameters()).device
+    model = model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @torch.inference_mode()
+    def run(x: Tensor) -> Tensor:
+        inputs = normalise(x.to(device), preprocess).to(memory_format=torch.channels_last)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            return model(inputs).float().cpu()
+
+    return run
+
+
+def openvino_backend(model: nn.Module, preprocess: Preprocess, *, bfloat16: bool = False) -> Backend:
+    """OpenVINO's CPU plugin, the network traced from PyTorch with normalisation inside."""
+    import warnings
+
+    import openvino
+
+    class Normalised(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model.eval()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.model(normalise(x, preprocess))
+
+    size = preprocess.image_size
+    example = torch.zeros(2, 3, size, size, dtype=torch.uint8)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the tracer announces its own deprecation to users who cannot act on it
+        converted = openvino.convert_model(Normalised(), example_input=example, input=[-1, 3, size, size])
+    precision = "bf16" if bfloat16 else "f32"
+    settings = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
+    request = openvino.Core().compile_model(converted, "CPU", settings).create_infer_request()
+
+    def run(x: Tensor) -> Tensor:
+        return torch.from_numpy(request.infer({0: x.numpy()})[0].astype(np.float32))
+
+    return run
+
+
+def fastest_backend(
+    model: nn.Module, preprocess: Preprocess, sample: Tensor, pictures: int, *, tolerance: float = 1e-3
+) -> tuple[str, Backend]:
+    """(name, backend) of the fastest backend whose outputs agree with float32 PyTorch.
+
+    sample: uint8 (B, 3, S, S), real pictures. pictures: how many there are to run; few are not worth measuring.
+    tolerance: largest difference allowed, relative to the largest output; 1e-3 admits float32 backends,
+    3e-2 admits bfloat16.
+    """
+    plain = torch_backend(model, preprocess)
+    if next(model.parameters()).device.type != "cpu" or pictures < WORTH_MEASURING:
+        return "pytorch float32", plain
+    reference = plain(sample)
+    candidates: dict[str, Callable[[], Backend]] = {"pytorch float32": lambda: plain}
+    if tolerance >= 1e-2:
+        candidates["pytorch bfloat16"] = lambda: torch_backend(model, preprocess, bfloat16=True)
+    if importlib.util.find_spec("openvino"):
+        candidates["openvino float32"] = lambda: openvino_backend(model, preprocess)
+        if tolerance >= 1e-2:
+            candidates["openvino bfloat16"] = lambda: openvino_backend(model, preprocess, bfloat16=True)
+    best, best_rate, best_backend = "", 0.0, plain
+    for name, make in candidates.items():
+        try:
+            backend = make()
+            difference = (backend(sample) - reference).abs().max() / reference.abs().max().clamp_min(1e-6)
+        except Exception as error:  # a runtime that cannot take this network is not a reason to stop
+            log.info("backend %s cannot run this network: %s", name, error)
+            continue
+        start = time.perf_counter()
+        backend(sample)
+        rate = len(sample) / (time.perf_counter() - start)
+        agrees = bool(difference <= tolerance)
+        log.debug("backend %s: %.0f images/s, difference %.1e", name, rate, difference)
+        if agrees and rate > best_rate:
+            best, best_rate, best_backend = name, rate, backend
+    return best, best_backend

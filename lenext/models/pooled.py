@@ -1,0 +1,91 @@
+"""A linear classifier on pooled statistics of several depths of a network.
+
+The last feature map knows objects; earlier ones know texture, edges and small things. Average, maximum and standard
+deviation over the positions of several maps, side by side, are a strong description of a picture without any
+training: one linear layer on them is the quick classifier. Fine-tuning starts from exactly that function, since the
+same layer is the head of the network that is tuned.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lenext.models import create_model
+
+
+class PooledNetwork(nn.Module):
+    """A backbone of the zoo with a linear head on pooled statistics. (B, 3, S, S) -> (B, num_classes).
+
+    backbone: any network with `stages()`. taps: indices of the stages whose outputs are pooled.
+    dims: channels of each tapped output.
+    """
+
+    def __init__(self, backbone: nn.Module, *, taps: tuple[int, ...], dims: tuple[int, ...], num_classes: int) -> None:
+        super().__init__()
+        self.backbone, self.taps = backbone, taps
+        width = 3 * sum(dims)
+        # Statistics of the training features: the scale of a deviation and of a maximum differ by far.
+        self.register_buffer("shift", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(width))
+        self.head = nn.Linear(width, num_classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        """(B, 3, S, S) -> (B, 3 * sum(dims)), before shift and scale."""
+        pooled = []
+        for index, stage in enumerate(self.backbone.stages()):  # type: ignore[operator]
+            x = stage(x)
+            if index in self.taps:
+                pooled.append(pool(x))
+        return torch.cat(pooled, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classify(self.features(x))
+
+    def classify(self, features: Tensor) -> Tensor:
+        """(B, 3 * sum(dims)) -> (B, num_classes)."""
+        return self.head((features - self.shift) / self.scale)
+
+
+def pool(x: Tensor) -> Tensor:
+    """Average, maximum and standard deviation over positions: maps (B, C, H, W) or tokens (B, N, C) -> (B, 3C)."""
+    x = x.flatten(2) if x.ndim == 4 else x.transpose(1, 2)  # (B, C, N)
+    x = x.float()
+    mean = x.mean(2, keepdim=True)
+    deviation = ((x - mean) ** 2).mean(2).clamp_min(1e-12).sqrt()
+    return torch.cat([mean.squeeze(2), x.amax(2), deviation], 1)
+
+
+def tap_dims(backbone: nn.Module, image_size: int) -> list[int]:
+    """Channels of every stage's output."""
+    x = torch.zeros(1, 3, image_size, image_size)
+    dims = []
+    with torch.inference_mode():
+        for stage in backbone.eval().stages():  # type: ignore[operator]
+            x = stage(x)
+            dims.append(x.shape[1] if x.ndim == 4 else x.shape[2])
+    return dims
+
+
+def build_network(architecture: dict[str, Any], *, pretrained: bool | str = False) -> nn.Module:
+    """The network that a classifier file describes.
+
+    architecture: {"name", "num_outputs", "image_size", "arguments"}, and "taps" with "dims" for a pooled head.
+    """
+    backbone = create_model(
+        architecture["name"],
+        num_classes=architecture["num_outputs"],
+        image_size=architecture["image_size"],
+        pretrained=pretrained,
+        **architecture["arguments"],
+    )
+    if "taps" not in architecture:
+        return backbone
+    return PooledNetwork(
+        backbone,
+        taps=tuple(architecture["taps"]),
+        dims=tuple(architecture["dims"]),
+        num_classes=architecture["num_outputs"],
+    )

@@ -1,0 +1,218 @@
+"""The run folder: everything a training run leaves behind. This is its only reader and writer.
+
+    config.yaml, data.json, environment.json, choices.json, model.txt   written before training
+    metrics.jsonl, train.log, checkpoint.*, classifier.safetensors      written as it goes
+    evaluation.json, predictions.parquet, figures/, report.html         written at the end
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+CONFIG, DATA, METRICS, CLASSIFIER = "config.yaml", "data.json", "metrics.jsonl", "classifier.safetensors"
+log = logging.getLogger("lenext")
+
+
+def create(out: str | Path | None, name: str) -> Path:
+    """A new, empty run folder: `out`, or runs/<date>-<name> with a number if that is taken."""
+    if out is not None:
+        run = Path(out)
+        if run.is_dir() and any(run.iterdir()):
+            mend = f"; continue it with: lenext train --resume {run}" if is_run(run) else ""
+            raise ValueError(f"{run} is not empty; choose another --out{mend}")
+        if run.exists() and not run.is_dir():
+            raise ValueError(f"{run} is a file; --out names a folder")
+        run.mkdir(parents=True, exist_ok=True)
+        return run
+    stem = f"{datetime.date.today().isoformat()}-{name.replace('/', '_').replace(':', '_')}"
+    number = 1
+    while True:
+        run = Path("runs") / (stem if number == 1 else f"{stem}-{number}")
+        try:
+            run.mkdir(parents=True)
+            return run
+        except FileExistsError:
+            number += 1
+
+
+def is_run(path: str | Path) -> bool:
+    return (Path(path) / CONFIG).is_file() and (Path(path) / DATA).is_file()
+
+
+def require(path: str | Path) -> Path:
+    """The path, if it is a run folder; else ValueError."""
+    run = Path(path)
+    if is_run(run):
+        return run
+    if not run.exists():
+        raise ValueError(f"{run} does not exist; a run folder was expected")
+    raise ValueError(f"{run} is not a run folder: it has no {CONFIG} and {DATA}")
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, flush it to disk and rename it over `path`.
+
+    Whatever happens half way (a full disk, a kill), `path` holds the old content or the new, never a part.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+
+
+def write_config(run: Path, values: dict[str, Any]) -> None:
+    write_text(run / CONFIG, yaml.safe_dump(values, allow_unicode=True, sort_keys=False))
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"{run / CONFIG} cannot be read: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{run / CONFIG} holds no settings")
+    return values
+
+
+def append_metrics(run: Path, row: dict[str, Any]) -> None:
+    with open(run / METRICS, "a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    path = run / METRICS
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def keep_metrics(run: Path, epochs: int) -> None:
+    """Drop the rows of epochs after `epochs`: a resumed run writes them again."""
+    rows = [row for row in read_metrics(run) if row["epoch"] <= epochs]
+    write_text(run / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def is_finished(run: Path) -> bool:
+    return (run / "evaluation.json").is_file() and (run / "report.html").is_file()
+
+
+@contextlib.contextmanager
+def logging_to(run: Path) -> Iterator[None]:
+    """Send the log to train.log too."""
+    handler = logging.FileHandler(run / "train.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+
+
+def tensorboard(run: Path) -> Any:
+    """A writer of event files in tensorboard/."""
+    from torch.utils.tensorboard.writer import SummaryWriter
+
+    return SummaryWriter(str(run / "tensorboard"))
+
+
+def write_scalars(board: Any, row: dict[str, Any]) -> None:
+    for name in ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "images_per_second"):
+        part, _, figure = name.partition("_")
+        board.add_scalar(f"{figure}/{part}" if part in ("train", "val") else name, row[name], row["epoch"])
+    board.flush()
+
+
+def environment() -> dict[str, Any]:
+    """Versions, hardware, revision and command, for environment.json."""
+    import importlib.metadata
+
+    import psutil
+    import torch
+
+    from lenext.version import __version__
+
+    versions = {}
+    for package in ("torch", "torchvision", "lightning-fabric", "openvino", "numpy", "scikit-learn", "pillow"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        "lenext": __version__,
+        "python": platform.python_version(),
+        **versions,
+        "system": platform.platform(),
+        "processor": processor_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "git_revision": _git_revision(),
+        "command": " ".join(sys.argv),
+    }
+
+
+def processor_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _git_revision() -> str:
+    """The revision of the working folder, which is the user's project if it is one."""
+    try:
+        result = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return "none"
+    return result.stdout.strip() or "none"
+
+
+def write_predictions(run: Path, rows: Sequence[dict[str, Any]]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.Table.from_pylist(list(rows))
+    write_atomically(run / "predictions.parquet", lambda file: pq.write_table(table, file))

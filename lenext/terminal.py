@@ -1,0 +1,134 @@
+"""What people see: messages and progress on standard error, tables on standard output."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+errors = Console(stderr=True, highlight=False)
+output = Console(highlight=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def messages() -> Iterator[None]:
+    """Show the program's messages on standard error while a command runs; libraries only when they warn."""
+    logger = logging.getLogger("lenext")
+    handler = RichHandler(console=errors, show_time=False, show_level=False, show_path=False, highlighter=None)
+    handler.setFormatter(_Levelled("%(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+class _Levelled(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return f"{record.levelname.lower()}: {text}" if record.levelno >= logging.WARNING else text
+
+
+class Bar:
+    """A progress bar over a known number of pictures or steps, with figures beside it."""
+
+    def __init__(self, progress: Progress, task: Any) -> None:
+        self._progress, self._task = progress, task
+
+    def advance(self, amount: int = 1, note: str = "") -> None:
+        self._progress.update(self._task, advance=amount, note=note)
+
+    def to(self, completed: int) -> None:
+        self._progress.update(self._task, completed=completed)
+
+
+@contextlib.contextmanager
+def bar(description: str, total: int) -> Iterator[Bar]:
+    """A bar that disappears when it is done; nothing at all where standard error is not a terminal."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
+        yield Bar(progress, progress.add_task(description, total=total, note=""))
+
+
+def show_evaluation(split: str, result: dict[str, Any], form: str = "table") -> None:
+    """The answer of `evaluate` on standard output."""
+    if form == "json":
+        sys.stdout.write(json.dumps(result, ensure_ascii=False, indent=2) + "\n")
+        return
+    low, high = result["accuracy_interval"]
+    table = Table(title=f"{split}: {result['n']} pictures", title_justify="left")
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    table.add_row("accuracy", f"{100 * result['accuracy']:.2f} %")
+    table.add_row("95 % interval", f"{100 * low:.2f} to {100 * high:.2f} %")
+    for key, name in (
+        ("balanced_accuracy", "balanced accuracy"),
+        ("macro_f1", "macro F1"),
+        ("roc_auc", "area under ROC curve"),
+        ("ece", "calibration error"),
+        ("nll", "negative log-likelihood"),
+    ):
+        if result.get(key) is not None:
+            table.add_row(name, f"{result[key]:.4f}")
+    output.print(table)
+    classes = Table()
+    for column in ("class", "pictures", "precision", "recall", "F1"):
+        classes.add_column(column, justify="left" if column == "class" else "right")
+    for name, row in result["per_class"].items():
+        figures = ["-" if row[k] is None else f"{row[k]:.3f}" for k in ("precision", "recall", "f1")]
+        classes.add_row(escape(name), str(row["n"]), *figures)
+    output.print(classes)
+    for failure in result["failed"]:
+        output.print(f"failed: {escape(failure['image'])}: {escape(failure['reason'])}")
+
+
+def show_run(run: Path) -> None:
+    """Where everything is, and what to type next."""
+    results = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
+    split = "test" if "test" in results else "val"
+    result = results[split]
+    low, high = (100 * x for x in result["accuracy_interval"])
+    output.print(
+        f"\naccuracy on {split}: [bold]{100 * result['accuracy']:.2f} %[/bold] "
+        f"(95 % interval {low:.1f} to {high:.1f}, {result['n']} pictures)"
+    )
+    output.print(f"run folder   {escape(str(run))}")
+    output.print(f"report       {escape(str(run / 'report.html'))}")
+    output.print(f"next         lenext predict {escape(str(run))} PICTURE...")
+    output.print(f"             lenext evaluate {escape(str(run))}")
+
+
+def show_models(name: str | None) -> None:
+    """The table of architectures, or the layers of one."""
+    from lenext import models
+    from lenext.models import catalogue
+
+    if name is not None:
+        sys.stdout.write(catalogue.describe(name) + "\n")
+        return
+    table = Table()
+    for column in ("name", "paper", "year", "input", "weights"):
+        table.add_column(column, justify="right" if column in ("year", "input") else "left")
+    for key in models.list_models():
+        paper, size = models.MODELS[key].paper, models.default_preprocess(key).image_size
+        table.add_row(key, f"{paper.authors}: {paper.title}", str(paper.year), str(size), catalogue.weights_note(key))
+    output.print(table)

@@ -1,0 +1,95 @@
+"""Every setting that the user left open, chosen from the data and the machine, each with a sentence that says why."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from lenext import models
+from lenext.config import TrainConfig
+from lenext.data.decode import read_size
+from lenext.data.sources import Samples
+from lenext.models import catalogue
+from lenext.models.weights import has_offline_weights
+from lenext.training.optim import default_lr
+
+# Architectures in the order of preference when none is named and their weights are on the machine.
+PREFERRED = ("tf_efficientnet_lite0",)
+FROM_SCRATCH = "resnet18"
+# Networks that take any input size and lose little on small ones.
+ANY_SIZE = ("resnet", "resnext", "efficientnet", "tf_efficientnet", "convnext")
+SMALL = 96
+
+
+def choose(config: TrainConfig, samples: Samples) -> tuple[TrainConfig, list[str]]:
+    """(configuration with model, weights, size, batch, rate and augmentation settled, sentences that say why)."""
+    said: list[str] = []
+    n = int((samples.splits == "train").sum())
+    settled: dict[str, Any] = {}
+
+    # ---- model and weights
+    model = config.model
+    if model is None:
+        ready = [name for name in PREFERRED if has_offline_weights(name)]
+        model = ready[0] if ready and config.pretrained is not False else FROM_SCRATCH
+        why = "its ImageNet weights are on this machine" if ready else "no pretrained weights are on this machine"
+        said.append(f"model {model}: {why} (--model NAME for another, `lenext models` lists them)")
+    native = models.default_preprocess(model).image_size  # an unknown name ends here
+    pretrained = config.pretrained
+    if pretrained is None:
+        pretrained = has_offline_weights(model)
+        if pretrained:
+            said.append("pretrained: its ImageNet weights are on this machine (--pretrained false for random weights)")
+        elif catalogue.has_public_weights(model):
+            said.append(
+                f"random weights: those of {model} are not on this machine (--pretrained true downloads them, and "
+                "with few pictures that is worth a lot)"
+            )
+    settled |= {"model": model, "pretrained": pretrained}
+
+    # ---- size of the input
+    size = config.image_size
+    if size is None:
+        size, why = _image_size(model, bool(pretrained), native, _median_side(samples))
+        said.append(f"image size {size}: {why}")
+    settled["image_size"] = size
+    arguments = dict(config.arguments)
+    if not pretrained and size <= SMALL and "stem" not in arguments and catalogue.takes(model, "stem"):
+        arguments["stem"] = "small"
+        said.append(f"stem small: at {size} pixels the ImageNet stem would throw most of the picture away")
+    settled["arguments"] = arguments
+
+    # ---- batch, rate, augmentation
+    batch_size = config.batch_size
+    if batch_size is None:
+        batch_size = 32 if pretrained else 64 if n >= 2000 else 32 if n >= 500 else 16
+        settled["batch_size"] = batch_size
+    if config.lr is None:
+        lr = default_lr(config.optimizer, bool(pretrained), batch_size)
+        settled["lr"] = lr
+        said.append(f"learning rate {lr:.2g}: the default of {config.optimizer} at batch {batch_size}")
+    if config.augment is None and not (pretrained and config.recipe == "auto"):
+        settled["augment"] = "light" if pretrained or size <= SMALL else "standard"
+    return dataclasses.replace(config, **settled), said
+
+
+def _median_side(samples: Samples, most: int = 200) -> float:
+    """Median short side of a sample of the training pictures, pixels; 224 if none can be read."""
+    train = np.flatnonzero(samples.splits == "train")
+    looked_at = train[np.linspace(0, len(train) - 1, min(most, len(train))).astype(int)]
+    sizes = [size for i in looked_at if (size := read_size(samples.path(int(i)))) is not None]
+    return float(np.median([min(size) for size in sizes])) if sizes else 224.0
+
+
+def _image_size(model: str, pretrained: bool, native: int, side: float) -> tuple[int, str]:
+    if not model.startswith(ANY_SIZE):
+        return native, f"the size {model} is made for"
+    if pretrained:
+        # Weights keep working up to about 4/3 of the size they learned at, and small pictures gain from enlarging.
+        low, high = round(native * 4 / 7), 4 * round(native / 3)
+        size = int(min(max(side, low), high)) // 4 * 4
+        return size, f"the pictures' short side is {side:.0f} and the weights were learned at {native}"
+    size = int(min(max(16 * round(side / 16), 32), native))
+    return size, f"the pictures' short side is {side:.0f}"

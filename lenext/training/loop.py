@@ -1,0 +1,257 @@
+"""Training, from data to a finished run folder: a page to read from top to bottom.
+
+`train` settles the configuration and makes the run folder, `resume` takes up an interrupted one, and both end in
+`_run`, which depends on the run folder alone. Randomness is a function of (seed, epoch, index) for pictures and of
+(seed, step) for dropout, so a resumed run gives bit for bit the weights of one that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lenext import config as settings
+from lenext import recipes, runs, terminal
+from lenext.classifier import Classifier, load
+from lenext.config import TrainConfig
+from lenext.data import sources
+from lenext.data.loader import derive_seed
+from lenext.data.sources import Samples
+from lenext.evaluation.evaluate import finish_run
+from lenext.models.catalogue import summarise
+from lenext.models.pooled import build_network
+from lenext.training import checkpoint, prepare, quick
+from lenext.training.choose import choose
+from lenext.training.objective import compute_loss, correct, num_outputs
+from lenext.training.optim import learning_rate, make_optimizer
+
+log = logging.getLogger("lenext")
+
+
+def configure(given: dict[str, Any], file: dict[str, Any] | None = None) -> TrainConfig:
+    """The configuration of what the user gave, over a configuration file, over the recipe, over the defaults."""
+    file = file or {}
+    recipe = given.get("recipe", file.get("recipe", "auto"))
+    return settings.build(recipes.get(recipe), file, given)
+
+
+def train(config: TrainConfig, out: str | Path | None = None, *, started: float | None = None) -> Path:
+    """Train from the beginning; returns the run folder. Nothing is written before data and settings are sound.
+
+    started: when the time budget began, in seconds since the epoch; now if not given.
+    """
+    started = time.time() if started is None else started
+    if config.data is None:
+        raise ValueError("DATA is missing: a folder of pictures (a folder a class) or a manifest file")
+    samples = sources.read(config.data, **prepare.split_options(config))
+    config, choices = choose(config, samples)
+    classifier = _new_classifier(config, samples)
+    run = runs.create(out, str(config.model if config.recipe in ("auto", "fit") else config.recipe))
+    with runs.logging_to(run):
+        for sentence in choices:
+            log.info("%s", sentence)
+        runs.write_json(run / "environment.json", runs.environment())
+        runs.write_json(run / "choices.json", choices)
+        runs.write_config(run, dataclasses.asdict(config))
+        return _run(run, config, samples, classifier, started)
+
+
+def resume(path: str | Path) -> Path:
+    """Go on with an interrupted run with the settings it has; a finished run is left as it is."""
+    run = runs.require(path)
+    if runs.is_finished(run):
+        log.info("%s is finished already; nothing to resume", run)
+        return run
+    config = settings.build(runs.read_config(run))
+    assert config.data is not None
+    samples = sources.read(config.data, **prepare.split_options(config))
+    if sources.fingerprint(samples) != runs.read_json(run / runs.DATA)["fingerprint"]:
+        raise ValueError(
+            f"{config.data} is not what the run {run} began with: pictures were added, removed or moved. Put them "
+            "back, or train anew"
+        )
+    with runs.logging_to(run):
+        log.info("resuming %s", run)
+        has_file = (run / runs.CLASSIFIER).exists() and checkpoint.exists(run)
+        classifier = load(run) if has_file else _new_classifier(config, samples)
+        return _run(run, config, samples, classifier, time.time())
+
+
+def _run(run: Path, config: TrainConfig, samples: Samples, classifier: Classifier, started: float) -> Path:
+    # ------------------------------------------------------------------------------------------------ pictures
+    preprocess = classifier.preprocess
+    pictures, readable = prepare.read_pictures(run, config, samples, preprocess)
+    rows = {name: np.flatnonzero(readable & (samples.splits == name)) for name in ("train", "val")}
+    train_set, val_set = samples.take(rows["train"]), samples.take(rows["val"])
+    prepare.draw_samples(run, train_set)
+
+    # ------------------------------------------------------------------------- quick classifier, task and speed
+    begun = checkpoint.exists(run)
+    two_steps = bool(config.pretrained) and config.recipe == "auto"
+    if not begun:
+        runs.write_text(run / "model.txt", summarise(classifier.model, preprocess.image_size))
+        if two_steps:
+            config, classifier = quick.train_quick(run, config, classifier, pictures, rows, train_set, val_set)
+    task = (quick.cached_task if two_steps and config.augment is None else prepare.image_task)(
+        config, classifier, pictures, rows
+    )
+    if not begun:
+        config = prepare.settle_speed(config, task, train_set, spent=time.time() - started)
+        runs.write_config(run, dataclasses.asdict(config))
+    assert config.epochs is not None and config.lr is not None
+
+    # ------------------------------------------------------------------------------------ optimiser and devices
+    fabric = prepare.make_fabric(config)
+    task.use_layout(channels_last=bool(config.channels_last), device=fabric.device)
+    optimizer = make_optimizer(
+        task.module, config.optimizer, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum
+    )
+    if begun:
+        progress = checkpoint.restore(run, classifier.model, optimizer)
+        log.info("going on after epoch %d of %d", progress["epoch"], config.epochs)
+    else:
+        progress = {"epoch": 0, "best": quick.metrics_of(classifier), "best_epoch": 0}
+        checkpoint.save(run, classifier.model, optimizer, progress)
+    runs.keep_metrics(run, progress["epoch"])
+    module, optimizer = fabric.setup(task.module, optimizer)
+    labels = {name: torch.from_numpy(part.labels).to(fabric.device) for name, part in (("train", train_set), ("val", val_set))}
+    weights = torch.from_numpy(train_set.weights).to(fabric.device)
+
+    # --------------------------------------------------------------------------------------------------- epochs
+    board = runs.tensorboard(run)
+    steps = len(task.train)
+    try:
+        for epoch in range(progress["epoch"] + 1, config.epochs + 1):
+            if config.patience and epoch - 1 - progress["best_epoch"] >= config.patience:
+                log.info("no better %s for %d epochs: stopping", config.select, config.patience)
+                break
+            begin, seen, loss_sum, right = time.perf_counter(), 0, 0.0, 0
+            lr = 0.0
+            task.module.train()
+            with terminal.bar(f"epoch {epoch}/{config.epochs}", steps) as bar:
+                for number, (inputs, index) in enumerate(task.train.epoch(epoch)):
+                    step = (epoch - 1) * steps + number
+                    lr = learning_rate(
+                        step,
+                        peak=config.lr,
+                        schedule=config.schedule,
+                        steps_per_epoch=steps,
+                        epochs=config.epochs,
+                        warmup_epochs=config.warmup_epochs,
+                        lr_decay=config.lr_decay,
+                    )
+                    for group in optimizer.param_groups:
+                        group["lr"] = lr * group.get("lr_scale", 1.0)
+                    torch.manual_seed(derive_seed("step", config.seed, step, fabric.global_rank))
+                    y = labels["train"][index]
+                    outputs = module(task.prepare(inputs))
+                    loss = compute_loss(config.loss, outputs, y, weights[index], config.label_smoothing)
+                    if not torch.isfinite(loss):
+                        raise FloatingPointError(_diverged(run, epoch, number + 1, lr))
+                    fabric.backward(loss)
+                    if config.clip_norm:
+                        fabric.clip_gradients(module, optimizer, max_norm=config.clip_norm, error_if_nonfinite=False)
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=True)
+
+                    seen += len(y)
+                    loss_sum += float(loss) * len(y)
+                    right += int(correct(outputs.detach(), y))
+                    rate = seen / (time.perf_counter() - begin)
+                    bar.advance(note=f"loss {loss_sum / seen:.3f}  accuracy {right / seen:.3f}  {rate:.0f} images/s")
+
+            # ------------------------------------------------------- validate, keep the best, save, say how it goes
+            seconds = time.perf_counter() - begin
+            val_loss, val_accuracy = validate(config, task, module, labels["val"])
+            row = {
+                "epoch": epoch,
+                "step": epoch * steps,
+                "train_loss": loss_sum / seen,
+                "train_accuracy": right / seen,
+                "val_loss": val_loss,
+                "val_accuracy": val_accuracy,
+                "lr": lr,
+                "seconds": round(seconds, 3),
+                "images_per_second": round(seen / seconds, 2),
+            }
+            is_best = better(row, progress["best"], config.select)
+            if is_best:
+                progress |= {"best": {"val_loss": val_loss, "val_accuracy": val_accuracy}, "best_epoch": epoch}
+                classifier.about["validation"] = progress["best"] | {"epoch": epoch}
+                classifier.save(run / runs.CLASSIFIER)
+            runs.append_metrics(run, row)
+            runs.write_scalars(board, row)
+            progress["epoch"] = epoch
+            checkpoint.save(run, classifier.model, optimizer.optimizer, progress)
+            log.info(
+                "epoch %d/%d  loss %.4f  accuracy %.4f  val loss %.4f  val accuracy %.4f%s  lr %.2e  %.0f s, %.0f images/s",
+                epoch, config.epochs, row["train_loss"], row["train_accuracy"], val_loss, val_accuracy,
+                " (best)" if is_best else "", lr, seconds, seen / seconds,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"epoch {progress['epoch']} is saved; lenext train --resume {run}") from None
+    finally:
+        board.close()
+
+    # -------------------------------------------------------------------------------- the best model, measured
+    best = load(run)
+    log.info("best epoch: %d", progress["best_epoch"])
+    finish_run(run, best, samples.take(np.flatnonzero(samples.splits != "train")))
+    return run
+
+
+@torch.no_grad()
+def validate(config: TrainConfig, task: prepare.Task, module: nn.Module, labels: Tensor) -> tuple[float, float]:
+    """(loss, accuracy) over the validation pictures, each counted once; the loss is the plain mean."""
+    task.module.eval()
+    loss_sum, right = 0.0, 0
+    for inputs, index in task.val.in_order():
+        outputs, y = module(task.prepare(inputs)), labels[index]
+        loss_sum += float(compute_loss(config.loss, outputs, y, torch.ones_like(y, dtype=torch.float32), 0.0)) * len(y)
+        right += int(correct(outputs, y))
+    return loss_sum / len(labels), right / len(labels)
+
+
+def better(row: dict[str, float], best: dict[str, float] | None, select: str) -> bool:
+    """Whether an epoch beats the best so far; at equal accuracy the lower loss wins."""
+    if best is None:
+        return True
+    if select == "val_loss":
+        return row["val_loss"] < best["val_loss"]
+    return (row["val_accuracy"], -row["val_loss"]) > (best["val_accuracy"], -best["val_loss"])
+
+
+def _new_classifier(config: TrainConfig, samples: Samples) -> Classifier:
+    """A network with fresh or pretrained weights and what belongs to it, not yet trained."""
+    architecture = {
+        "name": config.model,
+        "num_outputs": num_outputs(config.loss, len(samples.classes)),
+        "image_size": config.image_size,
+        "arguments": config.arguments,
+    }
+    torch.manual_seed(derive_seed("weights", config.seed))
+    return Classifier(
+        model=build_network(architecture, pretrained=config.pretrained or False),
+        architecture=architecture,
+        classes=samples.classes,
+        preprocess=prepare.preprocess_of(config),
+        about={
+            "data": config.data,
+            "split_options": prepare.split_options(config),
+            "fingerprint": sources.fingerprint(samples),
+        },
+    )
+
+
+def _diverged(run: Path, epoch: int, step: int, lr: float) -> str:
+    return (
+        f"the loss is not a number at step {step} of epoch {epoch} (learning rate {lr:.1e}): the training diverged. "
+        f"Weights and files of the epoch before are whole in {run}; train again with a lower --lr"
+    )

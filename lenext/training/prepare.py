@@ -1,0 +1,240 @@
+"""What stands before the loop: pictures read once, the task of image batches, speed and length settled."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lenext import models, runs, terminal
+from lenext.classifier import Classifier
+from lenext.config import TrainConfig
+from lenext.data import sources
+from lenext.data.cache import PackedImages, pack
+from lenext.data.decode import UnreadableImage, decode
+from lenext.data.loader import Batches
+from lenext.data.sources import Samples
+from lenext.data.transforms import eval_transform, normalise, train_transform
+from lenext.evaluation import figures
+from lenext.preprocess import Preprocess
+from lenext.training.objective import compute_loss
+from lenext.training.speed import fastest_speed
+
+log = logging.getLogger("lenext")
+
+# Random crops gain from a little more than the network's input; more than this only costs memory.
+TRAIN_MARGIN = 1.15
+# Of the time budget, for evaluating and drawing at the end.
+RESERVE = 0.12
+MOST_EPOCHS = 100
+
+
+class Source(Protocol):
+    """Batches (inputs, index): shuffled ones of an epoch, or all in order."""
+
+    def __len__(self) -> int: ...
+    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]: ...
+    def in_order(self) -> Iterator[tuple[Tensor, Tensor]]: ...
+
+
+@dataclass
+class Task:
+    """What the loop trains and on what. `module` shares its parameters with the classifier's network.
+
+    prepare: a batch as the source gives it -> the module's input on the device.
+    use_layout: moves module and prepared batches to a memory format and a device.
+    """
+
+    module: nn.Module
+    train: Source
+    val: Source
+    val_pictures: int
+    prepare: Callable[[Tensor], Tensor]
+    use_layout: Callable[..., None]
+
+
+def image_task(config: TrainConfig, classifier: Classifier, pictures: PackedImages, rows: dict[str, np.ndarray]) -> Task:
+    """Training of the whole network on augmented pictures."""
+    assert config.batch_size is not None
+    preprocess = classifier.preprocess
+    layout: dict[str, Any] = {"format": torch.contiguous_format, "device": torch.device("cpu")}
+
+    def use_layout(*, channels_last: bool, device: torch.device) -> None:
+        layout.update(format=torch.channels_last if channels_last else torch.contiguous_format, device=device)
+        classifier.model.to(device=device, memory_format=layout["format"])  # type: ignore[call-overload]
+
+    def prepare(x: Tensor) -> Tensor:
+        x = x.to(layout["device"], non_blocking=True)
+        return normalise(x, preprocess).contiguous(memory_format=layout["format"])
+
+    return Task(
+        module=classifier.model,
+        train=Batches(
+            _Rows(pictures, rows["train"]),
+            train_transform(preprocess, config.augment or "light"),
+            batch_size=config.batch_size,
+            seed=config.seed,
+            workers=config.workers,
+        ),
+        val=Batches(_Rows(pictures, rows["val"]), eval_transform(preprocess), batch_size=2 * config.batch_size),
+        val_pictures=len(rows["val"]),
+        prepare=prepare,
+        use_layout=use_layout,
+    )
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Some of the pictures, numbered from 0."""
+
+    pictures: PackedImages
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.pictures[int(self.rows[index])]
+
+
+def read_pictures(
+    run: Path, config: TrainConfig, samples: Samples, preprocess: Preprocess
+) -> tuple[PackedImages, np.ndarray]:
+    """(pictures of every split but test, (N,) whether each sample can be trained on), and data.json.
+
+    Unreadable files are named; more than the share the configuration allows stop the run here. Test pictures are
+    left alone until the end.
+    """
+    short_side = math.ceil(preprocess.resize * TRAIN_MARGIN)
+    wanted = np.flatnonzero(samples.splits != "test")
+    with terminal.bar("reading pictures", len(wanted)) as bar:
+        packed = pack([samples.path(int(i)) for i in wanted], short_side, bar.to)
+    unreadable = [{"image": samples.images[wanted[i]], "reason": why} for i, why in sorted(packed.reasons.items())]
+    readable = np.zeros(len(samples), dtype=bool)
+    readable[wanted[packed.readable]] = True
+    runs.write_json(
+        run / runs.DATA,
+        {
+            "data": config.data,
+            "classes": list(samples.classes),
+            "counts": samples.counts(),
+            "fingerprint": sources.fingerprint(samples),
+            "unreadable": unreadable,
+        },
+    )
+    for entry in unreadable[:10]:
+        log.warning("left out: %s: %s", entry["image"], entry["reason"])
+    if len(unreadable) > 10:
+        log.warning("and %d more, all named in %s", len(unreadable) - 10, run / runs.DATA)
+    share = len(unreadable) / max(len(wanted), 1)
+    if share > config.max_unreadable:
+        raise ValueError(
+            f"{len(unreadable)} of {len(wanted)} pictures ({100 * share:.0f} %) cannot be read, such as "
+            f"{unreadable[0]['image']} ({unreadable[0]['reason']}); all are named in {run / runs.DATA}. Mend them, or "
+            f"allow more with --max-unreadable {math.ceil(100 * share) / 100}"
+        )
+    for split in ("train", "val"):
+        left = {samples.classes[label] for label in samples.labels[readable & (samples.splits == split)]}
+        gone = [name for name, n in samples.counts()[split].items() if n and name not in left]
+        if gone:
+            raise ValueError(f"class {gone[0]!r} has no readable picture in {split}; see {run / runs.DATA}")
+    return _by_sample(packed, wanted, len(samples)), readable
+
+
+def _by_sample(packed: PackedImages, wanted: np.ndarray, n: int) -> PackedImages:
+    """The same pictures, numbered as the samples are."""
+    paths, pixels = [Path()] * n, [None] * n
+    for position, index in enumerate(wanted):
+        paths[index], pixels[index] = packed.paths[position], packed.pixels[position]  # type: ignore[call-overload]
+    reasons = {int(wanted[i]): why for i, why in packed.reasons.items()}
+    return PackedImages(tuple(paths), pixels, reasons, packed.short_side)  # type: ignore[arg-type]
+
+
+def settle_speed(config: TrainConfig, task: Task, train_set: Samples, *, spent: float) -> TrainConfig:
+    """The configuration with precision, memory format and number of epochs settled by timing real steps.
+
+    spent: seconds of the time budget that are gone.
+    """
+    device = device_of(config)
+    task.use_layout(channels_last=False, device=device)
+    inputs, index = next(iter(task.train.epoch(0)))
+    labels = torch.from_numpy(train_set.labels)[index].to(device)
+    weights = torch.ones(len(labels), device=device)
+    speed = fastest_speed(
+        task.module,
+        task.prepare(inputs),
+        lambda outputs: compute_loss(config.loss, outputs, labels, weights, config.label_smoothing),
+        config.precision,
+        config.channels_last,
+    )
+    log.info("arithmetic: %s, %.0f images/s", speed, speed.images_per_second)
+    epochs = config.epochs
+    if epochs is None:
+        # A validation picture costs about a third of a training picture: no backward pass.
+        work = len(task.train) * len(index) + task.val_pictures / 3
+        seconds = work / speed.images_per_second
+        left = config.time_budget * (1 - RESERVE) - spent
+        epochs = min(max(int(left / seconds), 1), MOST_EPOCHS)
+        log.info("epochs: %d, as many as fit into %.0f s (--epochs N for another number)", epochs, config.time_budget)
+    return dataclasses.replace(
+        config,
+        precision="bfloat16" if speed.bfloat16 else "float32",
+        channels_last=speed.channels_last,
+        epochs=epochs,
+    )
+
+
+def draw_samples(run: Path, train_set: Samples, most: int = 18) -> None:
+    """A grid of labelled training pictures, evenly from all classes."""
+    order = np.random.default_rng(0).permutation(len(train_set))
+    rank = np.zeros(len(train_set), dtype=int)  # how many pictures of its class come before a picture
+    seen: dict[int, int] = {}
+    for i in order:
+        label = int(train_set.labels[i])
+        rank[i] = seen[label] = seen.get(label, -1) + 1
+    chosen = sorted(order, key=lambda i: rank[i])[:most]
+    images, titles = [], []
+    for i in chosen:
+        try:
+            images.append(decode(train_set.path(int(i)), shrink_to=160))
+            titles.append(train_set.classes[train_set.labels[i]])
+        except UnreadableImage:  # read a moment ago; gone since
+            continue
+    figures.draw_samples(images, titles, run / "figures/samples.png")
+
+
+def preprocess_of(config: TrainConfig) -> Preprocess:
+    """The network's preprocessing at the size of the run, keeping the whole short side of the picture."""
+    assert config.model is not None and config.image_size is not None
+    default = models.default_preprocess(config.model)
+    return dataclasses.replace(default, image_size=config.image_size, crop_fraction=1.0)
+
+
+def split_options(config: TrainConfig) -> dict[str, Any]:
+    return {"seed": config.seed, "val_fraction": config.val_fraction, "test_fraction": config.test_fraction}
+
+
+def device_of(config: TrainConfig) -> torch.device:
+    if config.accelerator == "gpu" and not torch.cuda.is_available():
+        raise ValueError("--accelerator gpu: no CUDA device is to be seen; leave it out to train on the processor")
+    return torch.device("cuda" if config.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def make_fabric(config: TrainConfig) -> Any:
+    """Lightning Fabric: devices, precision and process launch behind one plain loop."""
+    from lightning_fabric import Fabric
+
+    device = device_of(config)
+    return Fabric(
+        accelerator=device.type,
+        devices=config.devices,
+        precision="bf16-mixed" if config.precision == "bfloat16" else "32-true",
+    )
