@@ -29,9 +29,10 @@ class _Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         message = " ".join(message.split())
         if found := re.search(r"[Uu]nrecognized arguments: (.*)", message):
-            unknown = next((w for w in found[1].split() if w.startswith("-")), found[1].split()[0])
-            known = [flag for command in _commands(self).values() for flag in command._option_string_actions]
-            message = f"unknown option {unknown}{nearest(unknown.split('=')[0], known)}"
+            unknown = next((w for w in found[1].split() if w.startswith("-")), found[1].split()[0]).split("=")[0]
+            known = {flag.lstrip("-") for c in _commands(self).values() for flag in c._option_string_actions}
+            hint = nearest(unknown.lstrip("-"), known).replace("mean '", "mean '--")
+            message = f"unknown option {unknown}{hint}"
         elif found := re.search(r"argument COMMAND: invalid choice: '([^']*)'", message):
             message = f"unknown command {found[1]!r}{nearest(found[1], COMMANDS)}"
         elif found := re.search(r'Parser key "([^"]+)": (.*)', message):
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         if os.environ.get("LENEXT_DEBUG"):
             raise
         _fail(str(error))
-    except (OSError, MemoryError) as error:
+    except (OSError, MemoryError, FloatingPointError) as error:
         if os.environ.get("LENEXT_DEBUG"):
             raise
         _fail(_spoken(error), status=1)
@@ -170,14 +171,14 @@ def _predict(args: Namespace) -> int:
 
     given = _given(args)
     with terminal.messages():
-        failed = predict.run(
+        answered = predict.run(
             given["run"],
             given["paths"],
             top_k=given.get("top_k", 5),
             form=given.get("format", "table"),
             out=given.get("out"),
         )
-    return 1 if failed else 0
+    return 0 if answered else 1
 
 
 def _models(args: Namespace) -> int:
@@ -214,11 +215,13 @@ def _expectation(message: str) -> str:
     return f"{value[1]!r} is not {' or '.join(dict.fromkeys(options))}"
 
 
-def _spoken(error: OSError | MemoryError) -> str:
+def _spoken(error: OSError | MemoryError | FloatingPointError) -> str:
     import errno
 
     if isinstance(error, MemoryError):
         return "out of memory; try a smaller --batch-size or --image-size"
+    if isinstance(error, FloatingPointError):
+        return str(error)
     if error.errno == errno.ENOSPC or "No space left" in str(error):
         where = f" while writing {Path(error.filename).name}" if error.filename else ""
         return f"the disk is full{where}; what was saved before is whole. Make room, then lenext train --resume RUN"

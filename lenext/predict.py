@@ -6,6 +6,7 @@ import csv
 import glob
 import io
 import json
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -13,13 +14,15 @@ from pathlib import Path
 
 from natsort import natsorted, ns
 
-from lenext import terminal
+from lenext import runs, terminal
 from lenext.classifier import Prediction, load
 from lenext.data.decode import EXTENSIONS
 
+log = logging.getLogger("lenext")
+
 
 def run(path: str, inputs: Sequence[str], *, top_k: int, form: str, out: str | None) -> int:
-    """Predict every picture that `inputs` name and write the answer; returns how many pictures failed."""
+    """Predict every picture that `inputs` name and write the answer; returns how many pictures got one."""
     if form == "parquet" and out is None:
         raise ValueError("--format parquet is binary and needs a file: --out answers.parquet")
     if top_k < 1:
@@ -32,7 +35,10 @@ def run(path: str, inputs: Sequence[str], *, top_k: int, form: str, out: str | N
             predictions.append(prediction)
             bar.advance()
     write(predictions, form, out)
-    return sum(prediction.error is not None for prediction in predictions)
+    failed = sum(prediction.error is not None for prediction in predictions)
+    if failed:
+        log.warning("%d of %d pictures could not be read", failed, len(predictions))
+    return len(predictions) - failed
 
 
 def expand(inputs: Sequence[str]) -> list[str]:
@@ -70,7 +76,8 @@ def write(predictions: Sequence[Prediction], form: str, out: str | None) -> None
         import pyarrow.parquet as pq
 
         assert out is not None
-        pq.write_table(pa.Table.from_pylist([p.to_dict() for p in predictions]), out)
+        table = pa.Table.from_pylist([p.to_dict() for p in predictions])
+        runs.write_atomically(Path(out), lambda file: pq.write_table(table, file))
         return
     if form == "json":
         text = json.dumps([p.to_dict() for p in predictions], ensure_ascii=False, indent=2) + "\n"
@@ -79,7 +86,7 @@ def write(predictions: Sequence[Prediction], form: str, out: str | None) -> None
     if out is None:
         sys.stdout.write(text)
     else:
-        Path(out).write_text(text, encoding="utf-8")
+        runs.write_text(Path(out), text)
 
 
 def _csv(predictions: Sequence[Prediction]) -> str:

@@ -23,6 +23,9 @@ import yaml
 
 CONFIG, DATA, METRICS, CLASSIFIER = "config.yaml", "data.json", "metrics.jsonl", "classifier.safetensors"
 log = logging.getLogger("lenext")
+# Python can only read the umask by setting it; once, while there is one thread.
+_UMASK = os.umask(0o022)
+os.umask(_UMASK)
 
 
 def create(out: str | Path | None, name: str) -> Path:
@@ -69,6 +72,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
+        temporary.chmod(0o666 & ~_UMASK)  # some writers make files that only their owner can read
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -11,22 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 errors = Console(stderr=True, highlight=False)
-output = Console(highlight=False, soft_wrap=True)
+# Where a table goes to a file or a pipe there is no width to keep to, and cut names would help nobody.
+output = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
 
 
 @contextlib.contextmanager
 def messages() -> Iterator[None]:
     """Show the program's messages on standard error while a command runs; libraries only when they warn."""
     logger = logging.getLogger("lenext")
-    handler = RichHandler(console=errors, show_time=False, show_level=False, show_path=False, highlighter=None)
-    handler.setFormatter(_Levelled("%(message)s"))
+    handler = _Messages()
     logger.addHandler(handler)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     logger.setLevel(logging.INFO)
     logger.propagate = False
     try:
@@ -35,10 +35,13 @@ def messages() -> Iterator[None]:
         logger.removeHandler(handler)
 
 
-class _Levelled(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
-        return f"{record.levelname.lower()}: {text}" if record.levelno >= logging.WARNING else text
+class _Messages(logging.Handler):
+    """One line a message, above the progress bars; warnings say what they are."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        style = "yellow" if level else ""
+        errors.print(level + record.getMessage(), style=style, markup=False, soft_wrap=True)
 
 
 class Bar:

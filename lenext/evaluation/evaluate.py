@@ -131,7 +131,8 @@ def finish_run(run: Path, classifier: Classifier, samples: Samples) -> None:
     runs.write_predictions(run, rows)
     history = runs.read_metrics(run)
     if history:
-        figures.draw_curves(history, run / "figures/curves.png")
+        best = classifier.about.get("validation", {}).get("epoch")
+        figures.draw_curves(history, run / "figures/curves.png", best=best)
     write_report(run)
 
 

@@ -109,11 +109,9 @@ def read_mistakes(path: Path) -> dict[str, list[dict[str, Any]]]:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    if not path.exists():
+    if not path.exists() or pq.read_metadata(path).num_rows == 0:
         return {}
     table = pq.read_table(path, columns=["split", "image", "label", "prediction", "probability"])
-    if not table.num_rows:  # nothing was held out
-        return {}
     wrong = table.filter(pc.not_equal(table["label"], table["prediction"])).sort_by(
         [("probability", "descending")]
     )

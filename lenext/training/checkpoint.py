@@ -68,6 +68,11 @@ def restore(run: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> di
                 _, index, field = key.split(".", 2)
                 state.setdefault(int(index), {})[field] = tensor
         optimizer.load_state_dict({"state": state, "param_groups": json.loads(metadata["param_groups"])})
+        for parameter, values in optimizer.state.items():
+            # The file is contiguous, a channels-last parameter is not, and fused optimisers walk both in memory order.
+            for field, value in values.items():
+                if value.shape == parameter.shape:
+                    values[field] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         return json.loads(metadata["progress"])
     raise ValueError(
         f"{run} has no checkpoint to go on from ({'; '.join(reasons) or 'none was written yet'}); start a new run"

@@ -72,8 +72,8 @@ def fastest_speed(
                 break
         rate = len(x) / min(seconds[1:] or seconds)
         if reference is None:
-            reference = float(loss)
-        difference = abs(float(loss) - reference) / max(abs(reference), 1e-6)
+            reference = loss.item()
+        difference = abs(loss.item() - reference) / max(abs(reference), 1e-6)
         log.debug("%s: %.1f images/s, loss differs by %.1e", candidate, rate, difference)
         if precision != "auto" or difference <= LOSS_TOLERANCE:
             if rate > best.images_per_second:

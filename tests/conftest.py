@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.pictures import make_folder
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory) -> Path:
+    """A folder of two classes with Chinese names, 30 pictures each, 32 x 32."""
+    return make_folder(tmp_path_factory.mktemp("shapes") / "数据", ["圆", "三角"], 30, size=32)
+
+
+@pytest.fixture(scope="session")
+def run(shapes, tmp_path_factory) -> Path:
+    """A finished run on `shapes`: ResNet-18 from random weights, two epochs."""
+    from lenext.training import loop
+
+    config = loop.configure({"data": str(shapes), "model": "resnet18", "pretrained": False, "epochs": 2})
+    return loop.train(config, tmp_path_factory.mktemp("runs") / "run")

@@ -1,0 +1,287 @@
+"""The command line as a user sees it: answers, messages and exit statuses."""
+
+from __future__ import annotations
+
+import csv
+import json
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+import lenext
+from lenext import cli
+from tests.pictures import make_folder
+
+
+def lenext_command(*arguments, capsys) -> tuple[int, str, str]:
+    """(exit status, standard output, standard error) of the command, run in this process."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return int(ended.value.code or 0), captured.out, captured.err
+
+
+def test_help_answers_fast_and_imports_nothing_heavy():
+    code = "import sys; from lenext import cli; cli.build_parser(); print(sorted(sys.modules))"
+    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    for heavy in ("torch", "numpy", "PIL", "rich", "sklearn"):
+        assert f"'{heavy}'" not in modules
+    result = subprocess.run([sys.executable, "-m", "lenext.cli", "--help"], capture_output=True, text=True)
+    assert result.returncode == 0
+    for command in ("demo", "train", "evaluate", "predict", "models"):
+        assert f"    {command} " in result.stdout
+
+
+@pytest.mark.parametrize("command", ["demo", "train", "evaluate", "predict", "models"])
+def test_every_command_has_help_with_defaults(command, capsys):
+    status, out, _ = lenext_command(command, "--help", capsys=capsys)
+    assert status == 0
+    assert "default: " in out
+
+
+# ------------------------------------------------------------------------------------------------ wrong requests
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "a command is missing"),
+        (["trian"], "unknown command 'trian'; did you mean 'train'?"),
+        (["train"], "DATA is missing"),
+        (["train", "x", "--epoch", "3"], "unknown option --epoch; did you mean '--epochs'?"),
+        (["train", "x", "--epochs", "many"], "--epochs: 'many' is not a whole number"),
+        (["train", "x", "--epochs", "0"], "epochs is 0; it must be greater than 0"),
+        (["train", "x", "--epochs", "-1"], "epochs is -1"),
+        (["train", "x", "--lr", "nan"], "is not a number"),
+        (["train", "x", "--optimizer", "adamm"], "--optimizer: 'adamm' is not one of adamw, adam, sgd"),
+        (["train", "x", "--recipe", "alexnet-flower"], "unknown recipe 'alexnet-flower'; did you mean 'alexnet-flowers'"),
+        (["train", "no/such/folder"], "no/such/folder does not exist"),
+        (["train", "--resume", "no/such/run"], "no/such/run does not exist; a run folder was expected"),
+        (["train", "x", "--resume", "run"], "--resume goes on with the settings of the run; take away: data"),
+        (["train", "x", "--config", "none.yaml"], "none.yaml cannot be read"),
+        (["predict", "run"], "missing: PATHS"),
+        (["predict", "no/such/run", "a.png"], "no/such/run does not exist"),
+        (["predict", "x", "a.png", "--format", "xml"], "--format: 'xml' is not one of table, json, csv, parquet"),
+        (["evaluate", "no/such/run"], "no/such/run does not exist"),
+        (["models", "resnet81"], "resnet18"),
+    ],
+)  # fmt: skip
+def test_wrong_requests_get_one_sentence_and_status_2(arguments, message, capsys):
+    status, out, err = lenext_command(*arguments, capsys=capsys)
+    assert status == 2
+    assert message in err
+    assert out == ""
+    assert "Traceback" not in err
+    assert len(err.strip().splitlines()) <= 2
+
+
+def test_wrong_settings_that_need_data(shapes, tmp_path, capsys):
+    cases = [
+        (["--model", "resnet19"], "resnet18"),
+        (["--arguments", '{"stemm": "small"}', "--model", "resnet18"], "stemm"),
+        (["--model", "vit_tiny_patch16_224", "--image-size", "50", "--pretrained", "false"], "50"),
+        (["--accelerator", "gpu"], "no CUDA device"),
+        (["--pretrained", tmp_path / "none.pth"], "none.pth"),
+        (["--model", "resnet18", "--loss", "bce", "--val-fraction", "0.9", "--test-fraction", "0.5"], "nothing to train"),
+    ]  # fmt: skip
+    for arguments, message in cases:
+        status, _, err = lenext_command("train", shapes, "--out", tmp_path / "out", *arguments, capsys=capsys)
+        assert status == 2, arguments
+        assert message in err
+        assert not (tmp_path / "out" / "classifier.safetensors").exists()
+
+
+def test_unknown_key_in_a_configuration_file(shapes, tmp_path, capsys):
+    (tmp_path / "c.yaml").write_text("epochs: 3\nbatchsize: 4\n")
+    status, _, err = lenext_command("train", shapes, "--config", tmp_path / "c.yaml", capsys=capsys)
+    assert status == 2
+    assert "unknown setting 'batchsize'; did you mean 'batch_size'?" in err
+    (tmp_path / "c.yaml").write_text("epochs: three\n")
+    status, _, err = lenext_command("train", shapes, "--config", tmp_path / "c.yaml", capsys=capsys)
+    assert (status, "epochs is 'three'; it must be a whole number" in err) == (2, True)
+    (tmp_path / "c.yaml").write_text("epochs: [\n")
+    status, _, err = lenext_command("train", shapes, "--config", tmp_path / "c.yaml", capsys=capsys)
+    assert (status, "not valid YAML" in err) == (2, True)
+
+
+def test_too_many_unreadable_pictures_stop_the_run_before_it_starts(tmp_path, capsys):
+    data = make_folder(tmp_path / "data", ["a", "b"], 20, size=32)
+    contents = [b"", b"not a picture", (data / "a/5.png").read_bytes()[:300]]
+    for i, content in enumerate(contents):
+        (data / f"a/{i}.png").write_bytes(content)
+    arguments = ["train", data, "--model", "resnet18", "--epochs", "1", "--test-fraction", "0"]
+    status, _, err = lenext_command(*arguments, "--out", tmp_path / "run", capsys=capsys)
+    assert status == 2
+    assert "3 of 40 pictures (8 %) cannot be read" in err
+    assert "--max-unreadable 0.08" in err
+    assert not (tmp_path / "run/metrics.jsonl").exists()
+    status, _, err = lenext_command(
+        *arguments, "--max-unreadable", "0.08", "--out", tmp_path / "run2", capsys=capsys
+    )
+    assert status == 0
+    unreadable = {row["image"]: row["reason"] for row in json.loads((tmp_path / "run2/data.json").read_text())["unreadable"]}
+    assert unreadable.keys() == {"a/0.png", "a/1.png", "a/2.png"}
+    assert "empty" in unreadable["a/0.png"]
+    assert [(data / f"a/{i}.png").read_bytes() for i in range(3)] == contents  # the user's files are as they were
+
+
+def test_a_folder_that_is_taken_is_left_alone(run, shapes, tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("keep")
+    status, _, err = lenext_command("train", shapes, "--out", tmp_path, capsys=capsys)
+    assert (status, "is not empty; choose another --out" in err) == (2, True)
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+    status, _, err = lenext_command("train", shapes, "--out", run, capsys=capsys)
+    assert (status, f"--resume {run}" in err) == (2, True)
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+def test_files_that_are_no_classifier(command, run, tmp_path, capsys):
+    rest = ["x.png"] if command == "predict" else []
+    whole = (run / "classifier.safetensors").read_bytes()
+    marker = tmp_path / "executed"
+
+    class Malicious:
+        def __reduce__(self):
+            return (open, (str(marker), "w"))
+
+    (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "pickle.pt").write_bytes(pickle.dumps(Malicious()))
+    (tmp_path / "empty").mkdir()
+    for name, message in (
+        ("cut.safetensors", "damaged or cut off"),
+        ("pickle.pt", "is a pickle"),
+        ("empty", "is not a run folder"),
+    ):
+        status, _, err = lenext_command(command, tmp_path / name, *rest, capsys=capsys)
+        assert (status, message in err) == (2, True), err
+    assert not marker.exists()
+
+
+# ------------------------------------------------------------------------------------------------------ answers
+
+
+def test_run_folder_has_what_the_contract_names(run, shapes):
+    for name in ("config.yaml", "data.json", "environment.json", "metrics.jsonl", "train.log", "checkpoint.safetensors",
+                 "checkpoint.previous.safetensors", "classifier.safetensors", "predictions.parquet", "report.html",
+                 "figures/curves.png", "figures/samples.png", "figures/confusion-test.png"):  # fmt: skip
+        assert (run / name).stat().st_size > 0, name
+    assert list((run / "tensorboard").glob("events*"))
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert set(rows[0]) == {"epoch", "step", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr",
+                            "seconds", "images_per_second"}  # fmt: skip
+    data = json.loads((run / "data.json").read_text())
+    assert data["classes"] == ["三角", "圆"]
+    assert data["counts"] == {s: {"三角": n, "圆": n} for s, n in (("train", 22), ("val", 4), ("test", 4))}
+    table = pq.read_table(run / "predictions.parquet").to_pydict()
+    assert sorted(table["split"]) == ["test"] * 8 + ["val"] * 8
+    assert "圆" in (run / "report.html").read_text(encoding="utf-8")
+
+
+def test_predict_json(run, shapes, tmp_path, capsys):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"\x89PNG")
+    pictures = [shapes / "圆/0.png", broken, tmp_path / "none.png", shapes / "三角/1.png"]
+    status, out, err = lenext_command("predict", run, *pictures, "--format", "json", capsys=capsys)
+    answer = json.loads(out)
+    assert status == 0
+    assert "2 of 4 pictures could not be read" in err
+    assert [row["image"] for row in answer] == [str(path) for path in pictures]
+    for row in (answer[0], answer[3]):
+        assert row["error"] is None
+        assert row["label"] == row["top"][0]["label"]
+        assert sum(entry["probability"] for entry in row["top"]) == pytest.approx(1, abs=1e-5)
+    assert answer[1]["label"] is None
+    assert "damaged or cut off" in answer[1]["error"] or "not an image" in answer[1]["error"]
+    assert "does not exist" in answer[2]["error"]
+    assert lenext_command("predict", run, broken, "--format", "json", capsys=capsys)[0] == 1
+
+
+def test_predict_forms_agree(run, shapes, tmp_path, capsys):
+    data = json.loads(lenext_command("predict", run, shapes / "圆", "--format", "json", capsys=capsys)[1])
+    assert len(data) == 30
+    assert [row["image"] for row in data[:3]] == [str(shapes / f"圆/{i}.png") for i in range(3)]  # natural order
+    status, out, _ = lenext_command("predict", run, shapes / "圆/*.png", "--format", "csv", capsys=capsys)
+    rows = list(csv.DictReader(out.splitlines()))
+    assert [(row["image"], row["label"]) for row in rows] == [(row["image"], row["label"]) for row in data]
+    np.testing.assert_allclose([float(r["probability"]) for r in rows], [r["probability"] for r in data], atol=1e-6)
+    lenext_command("predict", run, shapes / "圆", "--format", "parquet", "--out", tmp_path / "p.parquet", capsys=capsys)
+    assert pq.read_table(tmp_path / "p.parquet").to_pydict()["label"] == [row["label"] for row in data]
+    status, out, _ = lenext_command("predict", run, shapes / "圆/0.png", "--top-k", "1", capsys=capsys)
+    assert (status, "0.png" in out) == (0, True)
+    for arguments, message in (
+        ([shapes / "*.nothing"], "no file fits the pattern"),
+        ([tmp_path / "."], "holds no pictures"),
+        ([shapes, "--format", "parquet"], "needs a file"),
+        ([shapes, "--top-k", "0"], "top-k"),
+    ):
+        status, _, err = lenext_command("predict", run, *arguments, capsys=capsys)
+        assert (status, message in err) == (2, True)
+
+
+def test_python_interface_gives_the_same_answer_for_every_input(run, shapes, capsys):
+    path = shapes / "圆/3.png"
+    classifier = lenext.load(run)
+    assert classifier.classes == ("三角", "圆")
+    image = Image.open(path)
+    by_path = classifier.predict(path, top_k=2)
+    for other in (str(path), path.read_bytes(), image, np.asarray(image)):
+        prediction = classifier.predict(other, top_k=2)
+        assert prediction.top == by_path.top
+    assert (by_path.label, by_path.probability) == by_path.top[0]
+    several = classifier.predict([path, b"broken", path])
+    assert [p.error is None for p in several] == [True, False, True]
+    assert lenext.load(run / "classifier.safetensors").predict(path).top == by_path.top
+    command = json.loads(lenext_command("predict", run, path, "--format", "json", capsys=capsys)[1])[0]
+    assert command["probability"] == pytest.approx(by_path.probability, abs=1e-6)
+
+
+def test_saving_and_loading_changes_nothing(run, shapes, tmp_path):
+    classifier = lenext.load(run)
+    again = lenext.load(classifier.save(tmp_path / "copy.safetensors"))
+    for a, b in zip(classifier.model.state_dict().values(), again.model.state_dict().values()):
+        assert (a == b).all()
+    assert (again.classes, again.preprocess, again.temperature) == (
+        classifier.classes, classifier.preprocess, classifier.temperature
+    )  # fmt: skip
+
+
+def test_evaluate_json_is_counted_from_the_predictions(run, shapes, capsys):
+    status, out, _ = lenext_command("evaluate", run, "--format", "json", capsys=capsys)
+    answer = json.loads(out)
+    table = pq.read_table(run / "predictions.parquet").to_pylist()
+    test = [row for row in table if row["split"] == "test"]
+    right = sum(row["label"] == row["prediction"] for row in test)
+    assert (status, answer["n"], answer["accuracy"]) == (0, len(test), right / len(test))
+    assert answer["accuracy_interval"][0] <= answer["accuracy"] <= answer["accuracy_interval"][1]
+    assert set(answer["per_class"]) == {"三角", "圆"}
+    assert json.loads((run / "evaluation.json").read_text())["test"] == answer
+    assert json.loads(lenext_command("evaluate", run, "--split", "val", "--format", "json", capsys=capsys)[1])["n"] == 8
+    status, _, err = lenext_command("evaluate", run, "--split", "tset", capsys=capsys)
+    assert (status, "has no split 'tset'" in err) == (2, True)
+
+
+def test_evaluate_on_other_data_matches_classes_by_name(run, tmp_path, capsys):
+    make_folder(tmp_path / "other", ["x", "圆"], 0)  # an empty class folder shifts nothing
+    make_folder(tmp_path / "other", ["圆"], 5, size=48, seed=9)
+    (tmp_path / "other/圆/9.png").write_bytes(b"")
+    status, out, _ = lenext_command("evaluate", run, tmp_path / "other", "--format", "json", capsys=capsys)
+    answer = json.loads(out)
+    assert (status, answer["n"], answer["per_class"]["圆"]["n"]) == (0, 5, 5)
+    assert [failure["image"] for failure in answer["failed"]] == ["圆/9.png"]
+    make_folder(tmp_path / "other", ["方"], 2, size=48)
+    status, _, err = lenext_command("evaluate", run, tmp_path / "other", capsys=capsys)
+    assert (status, "'方', which the classifier does not know" in err) == (2, True)
+
+
+def test_models_lists_and_describes(capsys):
+    out = lenext_command("models", capsys=capsys)[1]
+    for name in lenext.list_models():
+        assert name in out
+    out = lenext_command("models", "resnet18", capsys=capsys)[1]
+    assert "11,689,512" in out
