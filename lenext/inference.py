@@ -38,8 +38,8 @@ def torch_backend(model: nn.Module, preprocess: Preprocess, *, bfloat16: bool = 
     return run
 
 
-def openvino_backend(model: nn.Module, preprocess: Preprocess, *, bfloat16: bool = False) -> Backend:
-    """OpenVINO's CPU plugin, the network traced from PyTorch with normalisation inside."""
+def openvino_backends(model: nn.Module, preprocess: Preprocess) -> dict[str, Callable[[], Backend]]:
+    """{name: maker} for OpenVINO's CPU plugin in float32 and bfloat16; the network is traced once, with normalisation."""
     import warnings
 
     import openvino
@@ -53,18 +53,21 @@ def openvino_backend(model: nn.Module, preprocess: Preprocess, *, bfloat16: bool
             return self.model(normalise(x, preprocess))
 
     size = preprocess.image_size
-    example = torch.zeros(2, 3, size, size, dtype=torch.uint8)
+    example = torch.zeros(1, 3, size, size, dtype=torch.uint8)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the tracer announces its own deprecation to users who cannot act on it
         converted = openvino.convert_model(Normalised(), example_input=example, input=[-1, 3, size, size])
-    precision = "bf16" if bfloat16 else "f32"
-    settings = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
-    request = openvino.Core().compile_model(converted, "CPU", settings).create_infer_request()
 
-    def run(x: Tensor) -> Tensor:
-        return torch.from_numpy(request.infer({0: x.numpy()})[0].astype(np.float32))
+    def make(precision: str) -> Backend:
+        settings = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
+        request = openvino.Core().compile_model(converted, "CPU", settings).create_infer_request()
 
-    return run
+        def run(x: Tensor) -> Tensor:
+            return torch.from_numpy(request.infer({0: x.numpy()})[0].astype(np.float32))
+
+        return run
+
+    return {"openvino float32": lambda: make("f32"), "openvino bfloat16": lambda: make("bf16")}
 
 
 def fastest_backend(
@@ -73,33 +76,33 @@ def fastest_backend(
     """(name, backend) of the fastest backend whose outputs agree with float32 PyTorch.
 
     sample: uint8 (B, 3, S, S), real pictures. pictures: how many there are to run; few are not worth measuring.
-    tolerance: largest difference allowed, relative to the largest output; 1e-3 admits float32 backends,
-    3e-2 admits bfloat16.
+    tolerance: largest difference allowed, relative to the largest output: 1e-3 admits float32 alone, 5e-2
+    admits bfloat16. Agreement is measured on a few pictures, speed on the whole sample.
     """
     plain = torch_backend(model, preprocess)
     if next(model.parameters()).device.type != "cpu" or pictures < WORTH_MEASURING:
         return "pytorch float32", plain
-    reference = plain(sample)
-    candidates: dict[str, Callable[[], Backend]] = {"pytorch float32": lambda: plain}
-    if tolerance >= 1e-2:
-        candidates["pytorch bfloat16"] = lambda: torch_backend(model, preprocess, bfloat16=True)
+    few = sample[:4]
+    reference = plain(few)
+    candidates: dict[str, Callable[[], Backend]] = {}
     if importlib.util.find_spec("openvino"):
-        candidates["openvino float32"] = lambda: openvino_backend(model, preprocess)
-        if tolerance >= 1e-2:
-            candidates["openvino bfloat16"] = lambda: openvino_backend(model, preprocess, bfloat16=True)
-    best, best_rate, best_backend = "", 0.0, plain
-    for name, make in candidates.items():
         try:
-            backend = make()
-            difference = (backend(sample) - reference).abs().max() / reference.abs().max().clamp_min(1e-6)
-        except Exception as error:  # a runtime that cannot take this network is not a reason to stop
-            log.info("backend %s cannot run this network: %s", name, error)
-            continue
+            candidates = openvino_backends(model, preprocess)
+        except Exception as error:  # a network that cannot be converted still runs in PyTorch
+            log.info("OpenVINO cannot take this network: %s", error)
+    if not candidates:
+        candidates = {
+            "pytorch float32": lambda: plain,
+            "pytorch bfloat16": lambda: torch_backend(model, preprocess, bfloat16=True),
+        }
+    best, best_rate, best_backend = "pytorch float32", 0.0, plain
+    for name, make in candidates.items():
+        backend = make()
+        difference = float((backend(few) - reference).abs().max() / reference.abs().max().clamp_min(1e-6))
         start = time.perf_counter()
         backend(sample)
         rate = len(sample) / (time.perf_counter() - start)
-        agrees = bool(difference <= tolerance)
-        log.debug("backend %s: %.0f images/s, difference %.1e", name, rate, difference)
-        if agrees and rate > best_rate:
+        log.debug("%s: %.0f images/s, difference %.1e", name, rate, difference)
+        if difference <= tolerance and rate > best_rate:
             best, best_rate, best_backend = name, rate, backend
     return best, best_backend

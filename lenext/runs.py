@@ -195,6 +195,13 @@ def environment() -> dict[str, Any]:
     }
 
 
+def process_start() -> float:
+    """When this process began, in seconds since the epoch: time budgets count imports too."""
+    import psutil
+
+    return psutil.Process().create_time()
+
+
 def processor_name() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():

