@@ -49,7 +49,7 @@ class TrainConfig:
         warmup_epochs: Epochs of linear warm-up.
         clip_norm: Largest gradient norm; larger gradients are scaled down to it. 0 for none.
         loss: cross_entropy; or bce for two classes: one sigmoid output and binary cross-entropy.
-        label_smoothing: Share of the target spread evenly over all classes, for cross_entropy.
+        label_smoothing: Share of the target spread evenly over all classes.
         augment: Random changes to training pictures. none; light: flips and mild crops; standard: flips and crops;
             strong: more on top; dihedral: flips and quarter turns. Chosen when not given.
         select: What makes a model the best, and so the one that is kept.

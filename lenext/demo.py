@@ -83,8 +83,8 @@ def show(folder: Path, manifest: Path) -> None:
     from lenext.evaluation.evaluate import evaluate_run
 
     results = {"quick classifier": evaluate_run(str(folder / "quick.safetensors"))[1]}
-    results["fine-tuned"] = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))["test"]
-    table = Table(title=f"accuracy on {results['fine-tuned']['n']} untouched test photographs", title_justify="left")
+    results["final"] = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))["test"]
+    table = Table(title=f"accuracy on {results['final']['n']} untouched test photographs", title_justify="left")
     table.add_column("classifier")
     table.add_column("accuracy", justify="right")
     table.add_column("95 % interval", justify="right")
@@ -112,4 +112,8 @@ def show(folder: Path, manifest: Path) -> None:
     terminal.output.print(f"report          {escape(str(folder / 'report.html'))}  (open it in a browser)")
     terminal.output.print(f"classify        lenext predict {escape(str(folder))} {escape(str(test.path(int(chosen[0]))))}")
     terminal.output.print("your own data   lenext train FOLDER   (a folder of pictures for each class)")
-    terminal.output.print(f"[dim]{time.time() - runs.process_start():.0f} s in all[/dim]")
+    seconds = {"quick": load(folder / "quick.safetensors").about["seconds"], "all": time.time() - runs.process_start()}
+    terminal.output.print(f"{seconds['all']:.0f} s in all; the quick classifier was ready after {seconds['quick']:.0f} s")
+    kept = ("accuracy", "accuracy_interval", "ece", "n")
+    summary = {name: {key: result[key] for key in kept} for name, result in results.items()}
+    runs.write_json(folder / "demo.json", {"results": summary, "seconds": seconds})

@@ -71,16 +71,24 @@ def openvino_backends(model: nn.Module, preprocess: Preprocess) -> dict[str, Cal
 
 
 def fastest_backend(
-    model: nn.Module, preprocess: Preprocess, sample: Tensor, pictures: int, *, tolerance: float = 1e-3
+    model: nn.Module,
+    preprocess: Preprocess,
+    sample: Tensor,
+    pictures: int,
+    *,
+    tolerance: float = 1e-3,
+    only: str | None = None,
 ) -> tuple[str, Backend]:
     """(name, backend) of the fastest backend whose outputs agree with float32 PyTorch.
 
     sample: uint8 (B, 3, S, S), real pictures. pictures: how many there are to run; few are not worth measuring.
     tolerance: largest difference allowed, relative to the largest output: 1e-3 admits float32 alone, 5e-2
-    admits bfloat16. Agreement is measured on a few pictures, speed on the whole sample.
+    admits bfloat16. only: the name of the backend to take without measuring. Agreement is measured on a few pictures, speed on the whole sample.
     """
     plain = torch_backend(model, preprocess)
-    if next(model.parameters()).device.type != "cpu" or pictures < WORTH_MEASURING:
+    if only == "pytorch float32":
+        return only, plain
+    if only is None and (next(model.parameters()).device.type != "cpu" or pictures < WORTH_MEASURING):
         return "pytorch float32", plain
     few = sample[:4]
     reference = plain(few)
@@ -95,6 +103,10 @@ def fastest_backend(
             "pytorch float32": lambda: plain,
             "pytorch bfloat16": lambda: torch_backend(model, preprocess, bfloat16=True),
         }
+    if only is not None:
+        if only not in candidates:
+            raise ValueError(f"the backend {only!r}, which the run began with, is not on this machine")
+        return only, candidates[only]()
     best, best_rate, best_backend = "pytorch float32", 0.0, plain
     for name, make in candidates.items():
         backend = make()

@@ -46,34 +46,38 @@ def save(run: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress
     runs.write_atomically(run / NEWEST, replace)
 
 
-def restore(run: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Load the newest whole checkpoint of a run into model and optimiser; returns its progress.
+def restore(run: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Load the newest whole checkpoint of a run into model and optimiser. Raises ValueError when there is none."""
+    metadata, tensors = _newest_whole(run)
+    model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, field = key.split(".", 2)
+            state.setdefault(int(index), {})[field] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": json.loads(metadata["param_groups"])})
+    for parameter, values in optimizer.state.items():
+        # The file is contiguous, a channels-last parameter is not, and fused optimisers walk both in memory order.
+        for field, value in values.items():
+            if value.shape == parameter.shape:
+                values[field] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
-    A damaged newest one is said and the one before is used. Raises ValueError when neither can be read.
-    """
+
+def read_progress(run: Path) -> dict[str, Any]:
+    """What `save` was given, from the newest whole checkpoint."""
+    return json.loads(_newest_whole(run)[0]["progress"])
+
+
+def _newest_whole(run: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """(metadata, tensors) of the newest checkpoint that is whole; a damaged one is said and the one before is used."""
     reasons = []
     for name in (NEWEST, BEFORE):
-        if not (run / name).exists():
-            continue
-        try:
-            metadata, tensors = _read(run / name)
-        except ValueError as error:
-            log.warning("%s; trying the one before", error)
-            reasons.append(str(error))
-            continue
-        model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, tensor in tensors.items():
-            if key.startswith("optimizer."):
-                _, index, field = key.split(".", 2)
-                state.setdefault(int(index), {})[field] = tensor
-        optimizer.load_state_dict({"state": state, "param_groups": json.loads(metadata["param_groups"])})
-        for parameter, values in optimizer.state.items():
-            # The file is contiguous, a channels-last parameter is not, and fused optimisers walk both in memory order.
-            for field, value in values.items():
-                if value.shape == parameter.shape:
-                    values[field] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-        return json.loads(metadata["progress"])
+        if (run / name).exists():
+            try:
+                return _read(run / name)
+            except ValueError as error:
+                log.warning("%s; trying the one before", error)
+                reasons.append(str(error))
     raise ValueError(
         f"{run} has no checkpoint to go on from ({'; '.join(reasons) or 'none was written yet'}); start a new run"
     )

@@ -27,7 +27,7 @@ from lenext.data.sources import Samples
 from lenext.evaluation.evaluate import finish_run
 from lenext.models.catalogue import summarise
 from lenext.models.pooled import build_network
-from lenext.training import checkpoint, prepare, quick
+from lenext.training import checkpoint, frozen, prepare, quick
 from lenext.training.choose import choose
 from lenext.training.objective import compute_loss, correct, num_outputs
 from lenext.training.optim import learning_rate, make_optimizer
@@ -82,9 +82,7 @@ def resume(path: str | Path) -> Path:
         )
     with runs.logging_to(run):
         log.info("resuming %s", run)
-        has_file = (run / runs.CLASSIFIER).exists() and checkpoint.exists(run)
-        classifier = load(run) if has_file else _new_classifier(config, samples)
-        return _run(run, config, samples, classifier, time.time())
+        return _run(run, config, samples, _new_classifier(config, samples), time.time())
 
 
 def _run(run: Path, config: TrainConfig, samples: Samples, classifier: Classifier, started: float) -> Path:
@@ -98,16 +96,32 @@ def _run(run: Path, config: TrainConfig, samples: Samples, classifier: Classifie
     labels = {"train": torch.from_numpy(train_set.labels), "val": torch.from_numpy(val_set.labels)}
     weights = torch.from_numpy(train_set.weights)
 
-    # ------------------------------------------------------------------------- quick classifier, task and speed
+    # ----------------------------------------------------------------------- the quick classifier, and the task
     begun = checkpoint.exists(run)
+    progress: dict[str, Any] = checkpoint.read_progress(run) if begun else {"epoch": 0, "best": None, "best_epoch": 0}
     if not begun:
         runs.write_text(run / "model.txt", summarise(classifier.model, preprocess.image_size))
-        if config.pretrained and config.recipe == "auto":
-            classifier = quick.train_quick(
-                run, classifier, pictures, rows, labels, weights,
+    if config.pretrained and config.recipe == "auto" and hasattr(classifier.model, "stages"):
+        network, pooled = quick.pooled_network(classifier)
+        both = np.concatenate([rows["train"], rows["val"]])
+        store = progress.get("stored", None if config.augment is None else False)
+        extractor = quick.Extractor(
+            network, preprocess, pictures, both, store=store, backend=progress.get("backend")
+        )  # fmt: skip
+        if not begun:
+            first = quick.train_quick(
+                run, classifier, network, pooled, extractor, labels, weights,
                 clock=lambda: time.time() - started, deadline=config.time_budget * QUICK_SHARE,
             )  # fmt: skip
-    task = prepare.image_task(config, classifier, pictures, rows)
+            progress |= {"best": first.about["validation"], "views": first.views}
+            progress |= {"backend": extractor.backend_name, "stored": extractor.boundary > 0}
+        classifier.views = progress["views"]
+        if extractor.boundary:
+            task = frozen.stored_task(config, classifier, extractor, len(train_set))
+        else:
+            task = prepare.image_task(config, classifier, pictures, rows)
+    else:
+        task = prepare.image_task(config, classifier, pictures, rows)
     if not begun:
         config = prepare.settle_speed(config, task, train_set, spent=time.time() - started)
         runs.write_config(run, dataclasses.asdict(config))
@@ -117,13 +131,13 @@ def _run(run: Path, config: TrainConfig, samples: Samples, classifier: Classifie
     fabric = prepare.make_fabric(config)
     task.use_layout(channels_last=bool(config.channels_last), device=fabric.device)
     optimizer = make_optimizer(
-        task.module, config.optimizer, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum
-    )
+        task.module, config.optimizer, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum,
+        fresh=prepare.fresh_head(config, classifier.model),
+    )  # fmt: skip
     if begun:
-        progress = checkpoint.restore(run, classifier.model, optimizer)
+        checkpoint.restore(run, classifier.model, optimizer)
         log.info("going on after epoch %d of %d", progress["epoch"], config.epochs)
     else:
-        progress = {"epoch": 0, "best": quick.metrics_of(classifier), "best_epoch": 0}
         checkpoint.save(run, classifier.model, optimizer, progress)
     runs.keep_metrics(run, progress["epoch"])
     module, optimizer = fabric.setup(task.module, optimizer)
@@ -153,7 +167,7 @@ def _run(run: Path, config: TrainConfig, samples: Samples, classifier: Classifie
                         lr_decay=config.lr_decay,
                     )
                     for group in optimizer.param_groups:
-                        group["lr"] = lr * group.get("lr_scale", 1.0)
+                        group["lr"] = lr * group["lr_scale"]
                     torch.manual_seed(derive_seed("step", config.seed, step, fabric.global_rank))
                     y = labels["train"][index]
                     outputs = module(task.prepare(inputs))
@@ -218,7 +232,7 @@ def validate(config: TrainConfig, task: prepare.Task, module: nn.Module, labels:
     task.module.eval()
     loss_sum, right = 0.0, 0
     for inputs, index in task.val.in_order():
-        outputs, y = module(task.prepare(inputs)), labels[index]
+        outputs, y = task.predict(module, inputs), labels[index]
         loss_sum += float(compute_loss(config.loss, outputs, y, torch.ones_like(y, dtype=torch.float32), 0.0)) * len(y)
         right += int(correct(outputs, y))
     return loss_sum / len(labels), right / len(labels)

@@ -12,9 +12,10 @@ def cross_entropy(outputs: Tensor, labels: Tensor, weights: Tensor, label_smooth
     return (losses * weights).sum() / weights.sum().clamp_min(1e-12)
 
 
-def binary_cross_entropy(outputs: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+def binary_cross_entropy(outputs: Tensor, labels: Tensor, weights: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Weighted mean of the sigmoid cross-entropy of one output. outputs (B, 1), labels (B,) in {0, 1}."""
-    losses = F.binary_cross_entropy_with_logits(outputs[:, 0], labels.to(outputs.dtype), reduction="none")
+    targets = labels.to(outputs.dtype) * (1 - label_smoothing) + label_smoothing / 2
+    losses = F.binary_cross_entropy_with_logits(outputs[:, 0], targets, reduction="none")
     return (losses * weights).sum() / weights.sum().clamp_min(1e-12)
 
 
@@ -22,7 +23,7 @@ def compute_loss(loss: str, outputs: Tensor, labels: Tensor, weights: Tensor, la
     """The loss of a configuration's name. Always in float32, whatever the network computed in."""
     outputs = outputs.float()
     if loss == "bce":
-        return binary_cross_entropy(outputs, labels, weights)
+        return binary_cross_entropy(outputs, labels, weights, label_smoothing)
     return cross_entropy(outputs, labels, weights, label_smoothing)
 
 

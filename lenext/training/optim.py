@@ -3,26 +3,43 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Two groups: matrices and kernels decay; biases, norms and learned tokens do not. Frozen ones are left out."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1 and p.shape[0] > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1 or p.shape[0] == 1], "weight_decay": 0.0},
-    ]
+# A layer that starts from random weights on top of pretrained ones has further to go.
+FRESH_SCALE = 3.0
+
+
+def parameter_groups(model: nn.Module, weight_decay: float, fresh: nn.Module | None = None) -> list[dict[str, Any]]:
+    """Groups of the parameters that are trained: matrices and kernels decay; biases, norms and tokens do not.
+
+    fresh: a layer whose learning rate is FRESH_SCALE times that of the rest ("lr_scale" of its groups).
+    """
+    head = {id(parameter) for parameter in fresh.parameters()} if fresh is not None else set()
+    groups = []
+    for scale in (1.0, FRESH_SCALE):
+        chosen = [p for p in model.parameters() if p.requires_grad and (id(p) in head) == (scale == FRESH_SCALE)]
+        decayed = [p for p in chosen if p.ndim > 1 and p.shape[0] > 1]
+        spared = [p for p in chosen if p.ndim <= 1 or p.shape[0] == 1]
+        groups.append({"params": decayed, "weight_decay": weight_decay, "lr_scale": scale})
+        groups.append({"params": spared, "weight_decay": 0.0, "lr_scale": scale})
     return [group for group in groups if group["params"]]
 
 
 def make_optimizer(
-    model: nn.Module, name: str, *, lr: float, weight_decay: float, momentum: float = 0.9
+    model: nn.Module,
+    name: str,
+    *,
+    lr: float,
+    weight_decay: float,
+    momentum: float = 0.9,
+    fresh: nn.Module | None = None,
 ) -> torch.optim.Optimizer:
-    """adamw, adam (which takes no decay, as published) or sgd with Nesterov-free momentum."""
-    groups = parameter_groups(model, 0.0 if name == "adam" else weight_decay)
+    """adamw, adam (which takes no decay, as published) or sgd with plain momentum. fresh: see parameter_groups."""
+    groups = parameter_groups(model, 0.0 if name == "adam" else weight_decay, fresh)
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, fused=True)
     if name == "adam":
@@ -36,7 +53,7 @@ def default_lr(optimizer: str, pretrained: bool, batch_size: int) -> float:
     """A peak learning rate that is safe without a search: linear in the batch for sgd, by square root for Adam."""
     if optimizer == "sgd":
         return (0.01 if pretrained else 0.1) * batch_size / 256
-    return (2e-4 if pretrained else 1e-3) * math.sqrt(batch_size / 64)
+    return (4e-4 if pretrained else 1e-3) * math.sqrt(batch_size / 64)
 
 
 def learning_rate(

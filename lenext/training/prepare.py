@@ -49,7 +49,8 @@ class Source(Protocol):
 class Task:
     """What the loop trains and on what. `module` shares its parameters with the classifier's network.
 
-    prepare: a batch as the source gives it -> the module's input on the device.
+    prepare: a training batch as the source gives it -> the module's input on the device.
+    predict: (module, a validation batch as the source gives it) -> outputs.
     use_layout: moves module and prepared batches to a memory format and a device.
     """
 
@@ -58,6 +59,7 @@ class Task:
     val: Source
     val_pictures: int
     prepare: Callable[[Tensor], Tensor]
+    predict: Callable[[nn.Module, Tensor], Tensor]
     use_layout: Callable[..., None]
 
 
@@ -87,6 +89,7 @@ def image_task(config: TrainConfig, classifier: Classifier, pictures: PackedImag
         val=Batches(_Rows(pictures, rows["val"]), eval_transform(preprocess), batch_size=2 * config.batch_size),
         val_pictures=len(rows["val"]),
         prepare=prepare,
+        predict=lambda module, x: module(prepare(x)),
         use_layout=use_layout,
     )
 
@@ -216,6 +219,12 @@ def preprocess_of(config: TrainConfig) -> Preprocess:
     assert config.model is not None and config.image_size is not None
     default = models.default_preprocess(config.model)
     return dataclasses.replace(default, image_size=config.image_size, crop_fraction=1.0)
+
+
+def fresh_head(config: TrainConfig, model: nn.Module) -> nn.Module | None:
+    """The last layer, if it starts from random weights on top of pretrained ones."""
+    name = getattr(model, "head_name", None)
+    return model.get_submodule(name) if config.pretrained and name else None
 
 
 def split_options(config: TrainConfig) -> dict[str, Any]:

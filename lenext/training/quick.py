@@ -9,67 +9,120 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lenext import runs, terminal
 from lenext.classifier import Classifier
-from lenext.data.cache import PackedImages
-from lenext.data.transforms import dihedral, eval_transform
+from lenext.data.cache import MEMORY_SHARE, PackedImages
+from lenext.data.transforms import dihedral, eval_transform, normalise
 from lenext.inference import fastest_backend
-from lenext.models.pooled import PooledNetwork, choose_taps
+from lenext.models.pooled import PooledNetwork, choose_taps, pool
 from lenext.preprocess import Preprocess
 
 log = logging.getLogger("lenext")
 
 QUICK = "quick.safetensors"
 BATCH = 32
+# Fine-tuning starts below the two deepest tapped resolutions or widths; what lies under that stays frozen.
+TUNED_TAPS = 2
+MOST_VIEWS = 4
 # Strengths of the penalty that are tried, strong to weak: each fit starts where the stronger one ended.
 PENALTIES = (0.5, 0.2, 0.08, 0.03)
 
 
 class Extractor:
-    """Pooled features of pictures in any of the eight views, each computed once.
+    """Features and stored activations of pictures in any of the eight views, each view computed once.
 
-    pictures, rows: what to read and in which order.
+    network: its backbone is used as it is, frozen. pictures, rows: what to read and in which order.
+    store: also keep the activation at the boundary between the lower stages and the two deepest tapped parts; if not
+    given, where the memory is enough.
+    backend: the name of the backend to use; the fastest that agrees if not given.
     """
 
-    def __init__(self, network: PooledNetwork, preprocess: Preprocess, pictures: PackedImages, rows: np.ndarray) -> None:
-        self.pictures, self.rows = pictures, rows
+    def __init__(
+        self,
+        network: PooledNetwork,
+        preprocess: Preprocess,
+        pictures: PackedImages,
+        rows: np.ndarray,
+        *,
+        store: bool | None = None,
+        backend: str | None = None,
+    ) -> None:
+        self.pictures, self.rows, self.n = pictures, rows, len(rows)
         self.transform = eval_transform(preprocess)
+        self.boundary = network.taps[-TUNED_TAPS - 1] + 1
+        self.width = len(network.shift)
         sample = torch.stack([self.transform(pictures[int(i)]) for i in rows[:16]])
+        self.shape = _activation_shape(network, self.boundary, normalise(sample[:1], preprocess))
+        if store is None:
+            store = 2 * math.prod(self.shape) * self.n * MOST_VIEWS < psutil.virtual_memory().available * MEMORY_SHARE
+        if not store:
+            self.boundary, self.shape = 0, (0,)
+        reader = _Reader(network, self.boundary)
         self.backend_name, self.backend = fastest_backend(
-            _Features(network), preprocess, sample, len(rows), tolerance=5e-2
+            reader, preprocess, sample, self.n, tolerance=5e-2, only=backend
         )
-        self._views: dict[int, Tensor] = {}
+        self._views: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def view(self, view: int) -> Tensor:
-        """(N, D) float32 features of every picture, mirrored and turned as `view` says."""
+    def features(self, view: int) -> Tensor:
+        """(N, D) float32 pooled features of every picture, mirrored and turned as `view` says."""
+        return self._read(view)[0]
+
+    def activations(self, view: int) -> Tensor:
+        """(N, C, H, W), or (N, tokens, C): the stored activations, float16."""
+        return self._read(view)[1]
+
+    def _read(self, view: int) -> tuple[Tensor, Tensor]:
         if view not in self._views:
-            parts = []
-            with terminal.bar(f"reading features, view {view + 1}", len(self.rows)) as bar:
-                for start in range(0, len(self.rows), BATCH):
+            features = torch.empty(self.n, self.width)
+            activations = torch.empty(self.n, *self.shape, dtype=torch.float16)
+            with terminal.bar(f"reading features, view {view + 1}", self.n) as bar:
+                for start in range(0, self.n, BATCH):
                     chunk = self.rows[start : start + BATCH]
                     x = torch.stack([dihedral(self.transform(self.pictures[int(i)]), view) for i in chunk])
-                    parts.append(self.backend(x))
+                    outputs = self.backend(x)
+                    features[start : start + len(chunk)] = outputs[:, : self.width]
+                    activations[start : start + len(chunk)] = outputs[:, self.width :].unflatten(1, self.shape)
                     bar.advance(len(chunk))
-            self._views[view] = torch.cat(parts)
+            self._views[view] = features, activations
         return self._views[view]
 
 
-class _Features(nn.Module):
-    def __init__(self, network: PooledNetwork) -> None:
+class _Reader(nn.Module):
+    """(B, 3, S, S) -> (B, D + C * H * W): pooled features, then the activation at the boundary (none at 0)."""
+
+    def __init__(self, network: PooledNetwork, boundary: int) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.boundary = network, boundary
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.network.features(x)
+        pooled, stored = [], x[:, :0]
+        for index, stage in enumerate(self.network.backbone.stages()):  # type: ignore[operator]
+            x = stage(x)
+            if index in self.network.taps:
+                pooled.append(pool(x))
+            if index + 1 == self.boundary:
+                stored = x
+            if index == self.network.taps[-1]:
+                break
+        return torch.cat([*pooled, stored.flatten(1).float()], 1)
+
+
+def _activation_shape(network: PooledNetwork, boundary: int, x: Tensor) -> tuple[int, ...]:
+    with torch.inference_mode():
+        for stage in network.backbone.stages()[:boundary]:  # type: ignore[operator]
+            x = stage(x)
+    return tuple(x.shape[1:])
 
 
 def fit_linear(x: Tensor, y: Tensor, weights: Tensor, num_classes: int, penalty: float, start: Tensor | None = None) -> Tensor:
@@ -96,11 +149,20 @@ def fit_linear(x: Tensor, y: Tensor, weights: Tensor, num_classes: int, penalty:
     return theta.detach()
 
 
+def pooled_network(classifier: Classifier) -> tuple[PooledNetwork, dict[str, Any]]:
+    """(the classifier's network with a linear head on pooled features, its architecture), sharing the weights."""
+    taps, dims = choose_taps(classifier.model, classifier.preprocess.image_size)
+    architecture = {**classifier.architecture, "taps": list(taps), "dims": list(dims)}
+    outputs = architecture["num_outputs"]
+    return PooledNetwork(classifier.model, taps=taps, dims=dims, num_classes=outputs).eval(), architecture
+
+
 def train_quick(
     run: Path,
     classifier: Classifier,
-    pictures: PackedImages,
-    rows: dict[str, np.ndarray],
+    network: PooledNetwork,
+    architecture: dict[str, Any],
+    extractor: Extractor,
     labels: dict[str, Tensor],
     weights: Tensor,
     *,
@@ -109,25 +171,19 @@ def train_quick(
 ) -> Classifier:
     """A classifier on frozen features, saved as soon as it is usable, then with as many views as help.
 
-    rows, labels: of "train" and "val". weights: of the training pictures. clock: seconds since the run began;
-    further views are tried while they fit before `deadline`.
+    labels: of "train" and "val". weights: of the training pictures. clock: seconds since the run began; further
+    views are tried while they fit before `deadline`.
     """
-    taps, dims = choose_taps(classifier.model, classifier.preprocess.image_size)
-    architecture = {**classifier.architecture, "taps": list(taps), "dims": list(dims)}
-    outputs = architecture["num_outputs"]
-    network = PooledNetwork(classifier.model, taps=taps, dims=dims, num_classes=outputs).eval()
-    extractor = Extractor(network, classifier.preprocess, pictures, np.concatenate([rows["train"], rows["val"]]))
-    log.info("quick classifier: frozen features of %d stages, read with %s", len(taps), extractor.backend_name)
+    log.info("quick classifier: frozen features of %d stages, read with %s", len(network.taps), extractor.backend_name)
     best: dict[str, Any] = {}
-    start: Tensor | None = None
-    seconds = 0.0
-    for views in (1, 2, 4):
+    quick, seconds = classifier, 0.0
+    for views in (1, 2, MOST_VIEWS):
         begin = clock()
         if views > 1 and begin + seconds * (views // 2) > deadline:
             log.info("%d views are not tried: no time is left for them", views)
             break
-        features = [extractor.view(view) for view in range(views)]
-        fitted = _fit_views(features, len(rows["train"]), labels, weights, len(classifier.classes), start)
+        features = [extractor.features(view) for view in range(views)]
+        fitted = _fit_views(features, labels, weights, len(classifier.classes), best.get("theta"))
         seconds = clock() - begin
         log.info(
             "%d view%s: val loss %.4f  val accuracy %.4f  penalty %.2g  (%.0f s)",
@@ -135,26 +191,22 @@ def train_quick(
         )  # fmt: skip
         if best and fitted["val_loss"] >= best["val_loss"]:
             break
-        best, start = fitted | {"views": views}, fitted["theta"]
-        _install(network, fitted, outputs)
+        best = fitted
+        _install(network, fitted)
         figures = {"val_loss": fitted["val_loss"], "val_accuracy": fitted["val_accuracy"], "epoch": 0}
-        classifier = dataclasses.replace(
-            classifier,
-            model=network,
-            architecture=architecture,
-            views=views,
-            about=classifier.about | {"validation": figures},
-        )
-        classifier.save(run / runs.CLASSIFIER)
+        about = classifier.about | {"validation": figures, "seconds": clock()}
+        quick = dataclasses.replace(classifier, model=network, architecture=architecture, views=views, about=about)
+        quick.save(run / runs.CLASSIFIER)
         if views == 1:
-            classifier.save(run / QUICK)
-    return classifier
+            quick.save(run / QUICK)
+    return quick
 
 
 def _fit_views(
-    features: list[Tensor], n_train: int, labels: dict[str, Tensor], weights: Tensor, num_classes: int, start: Tensor | None
+    features: list[Tensor], labels: dict[str, Tensor], weights: Tensor, num_classes: int, start: Tensor | None
 ) -> dict[str, Any]:
     """The penalty, weights and validation figures of the best fit on the views of the training pictures."""
+    n_train = len(labels["train"])
     x = torch.cat([view[:n_train] for view in features])
     shift, scale = x.mean(0), x.std(0).clamp_min(1e-6)
     x = (x - shift) / scale
@@ -174,17 +226,12 @@ def _fit_views(
     return best
 
 
-def _install(network: PooledNetwork, fitted: dict[str, Any], outputs: int) -> None:
+def _install(network: PooledNetwork, fitted: dict[str, Any]) -> None:
     """Write a fit into the network's head; one output is the logit of the second class against the first."""
     theta = fitted["theta"]
-    theta = theta[:, 1:] - theta[:, :1] if outputs == 1 else theta
+    theta = theta[:, 1:] - theta[:, :1] if network.head.out_features == 1 else theta
     with torch.no_grad():
         network.shift.copy_(fitted["shift"])
         network.scale.copy_(fitted["scale"])
         network.head.weight.copy_(theta[:-1].T)
         network.head.bias.copy_(theta[-1])
-
-
-def metrics_of(classifier: Classifier) -> dict[str, float] | None:
-    """Validation figures of the classifier so far, None before the first."""
-    return classifier.about.get("validation")

@@ -56,7 +56,7 @@ def fastest_speed(
     for candidate in candidates:
         layout = torch.channels_last if candidate.channels_last else torch.contiguous_format
         model.to(memory_format=layout)  # type: ignore[call-overload]
-        inputs = x.contiguous(memory_format=layout)
+        inputs = x.contiguous(memory_format=layout) if x.ndim == 4 else x
         seconds = []
         for _ in range(steps + 1):  # the first run builds kernels and is not counted
             start = time.perf_counter()

@@ -149,6 +149,17 @@ def test_vit_positions_of_another_image_size(tmp_path: Path) -> None:
         reference.load_state_dict(torch.load(tmp_path / "224.pth", weights_only=True))
 
 
+def test_vit_drops_units_where_the_paper_does() -> None:
+    """After the positions, after attention and after both linear layers of the perceptron."""
+    shapes: list[tuple[int, ...]] = []
+    model = VITS["vit_tiny_patch16_224"](depth=1, num_classes=2, image_size=32, dropout=0.1)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.register_forward_hook(lambda _, inputs, __: shapes.append(tuple(inputs[0].shape)))
+    model(torch.randn(1, 3, 32, 32))
+    assert shapes == [(1, 5, 192), (1, 5, 192), (1, 5, 768), (1, 5, 192)]
+
+
 def test_vit_arrays_of_the_authors(tmp_path: Path) -> None:
     """Their `.npz`, read by us and by timm."""
     generator = np.random.default_rng(0)
