@@ -36,7 +36,10 @@ def measure(seed: int) -> dict:
         answer = json.loads((out / "demo.json").read_text())
     return {
         "seed": seed,
-        "quick": {"accuracy": answer["results"]["quick classifier"]["accuracy"], "seconds": answer["seconds"]["quick"]},
+        "quick": {
+            "accuracy": answer["results"]["quick classifier"]["accuracy"],
+            "seconds": answer["seconds"]["quick"],
+        },
         "final": {"accuracy": answer["results"]["final"]["accuracy"], "seconds": wall},
     }
 
@@ -45,10 +48,9 @@ def table(rows: list[dict], machine: dict) -> str:
     lines = [
         "# The demo over several splits",
         "",
-        "Accuracy on the untouched 25 % of 2,624 solar cells, seconds from the start of the command (imports included),",
-        f"on {machine['cores']} cores of {machine['processor']}, {machine['memory_gib']} GiB, torch {machine['torch']}, "
-        f"OpenVINO {machine['openvino']}.",
-        "Made by `python benchmarks/demo.py`.",
+        "Accuracy on the untouched 25 % of 2,624 solar cells, seconds from the start of the command (imports",
+        f"included), on {machine['cores']} cores of {machine['processor']}, {machine['memory_gib']} GiB, torch",
+        f"{machine['torch']}, OpenVINO {machine['openvino']}. Made by `python benchmarks/demo.py`.",
         "",
         "| split | quick, accuracy | quick, seconds | final, accuracy | whole command, seconds |",
         "| --- | --- | --- | --- | --- |",

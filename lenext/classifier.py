@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -75,6 +75,10 @@ class Classifier:
     temperature: float = 1.0
     about: dict[str, Any] = field(default_factory=dict)
 
+    @overload
+    def predict(self, inputs: Input, top_k: int = 5) -> Prediction: ...
+    @overload
+    def predict(self, inputs: list[Input] | tuple[Input, ...], top_k: int = 5) -> list[Prediction]: ...
     def predict(self, inputs: Input | Sequence[Input], top_k: int = 5) -> Prediction | list[Prediction]:
         """Ranked classes of a picture, or of a list of pictures in the order given.
 

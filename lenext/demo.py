@@ -25,7 +25,10 @@ from lenext.models.weights import has_offline_weights
 log = logging.getLogger("lenext")
 
 MODEL = "tf_efficientnet_lite0"
-PUBLISHED = (("VGG-19, fine-tuned on a GPU (Deitsch et al. 2019)", 0.8842), ("SVM (Deitsch et al. 2019)", 0.8244))
+PUBLISHED = (
+    ("VGG-19, fine-tuned on a GPU (Deitsch et al. 2019)", 0.8842),
+    ("SVM (Deitsch et al. 2019)", 0.8244),
+)
 TEST_FRACTION, VAL_FRACTION = 0.25, 0.1
 
 
@@ -50,7 +53,8 @@ def write_manifest(seed: int, folder: Path | None = None) -> Path:
     from sklearn.model_selection import train_test_split
 
     package = importlib.util.find_spec("elpv_dataset")
-    assert package is not None and package.origin is not None
+    assert package is not None
+    assert package.origin is not None
     root = Path(package.origin).parent / "data"
     rows = [line.split() for line in (root / "labels.csv").read_text().splitlines()]
     strata = np.array([f"{probability} {kind}" for _, probability, kind in rows])
@@ -106,14 +110,24 @@ def show(folder: Path, manifest: Path) -> None:
         truth = test.classes[test.labels[i]]
         colour = "green" if answer.label == truth else "red"
         predictions.add_row(
-            escape(Path(test.images[i]).name), truth, f"[{colour}]{answer.label}[/{colour}]", f"{answer.probability:.1%}"
+            escape(Path(test.images[i]).name),
+            truth,
+            f"[{colour}]{answer.label}[/{colour}]",
+            f"{answer.probability:.1%}",
         )
     terminal.output.print(predictions)
     terminal.output.print(f"report          {escape(str(folder / 'report.html'))}  (open it in a browser)")
-    terminal.output.print(f"classify        lenext predict {escape(str(folder))} {escape(str(test.path(int(chosen[0]))))}")
+    terminal.output.print(
+        f"classify        lenext predict {escape(str(folder))} {escape(str(test.path(int(chosen[0]))))}"
+    )
     terminal.output.print("your own data   lenext train FOLDER   (a folder of pictures for each class)")
-    seconds = {"quick": load(folder / "quick.safetensors").about["seconds"], "all": time.time() - runs.process_start()}
-    terminal.output.print(f"{seconds['all']:.0f} s in all; the quick classifier was ready after {seconds['quick']:.0f} s")
+    seconds = {
+        "quick": load(folder / "quick.safetensors").about["seconds"],
+        "all": time.time() - runs.process_start(),
+    }
+    terminal.output.print(
+        f"{seconds['all']:.0f} s in all; the quick classifier was ready after {seconds['quick']:.0f} s"
+    )
     kept = ("accuracy", "accuracy_interval", "ece", "n")
     summary = {name: {key: result[key] for key in kept} for name, result in results.items()}
     runs.write_json(folder / "demo.json", {"results": summary, "seconds": seconds})

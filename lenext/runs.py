@@ -1,8 +1,8 @@
 """The run folder: everything a training run leaves behind. This is its only reader and writer.
 
-    config.yaml, data.json, environment.json, choices.json, model.txt   written before training
-    metrics.jsonl, train.log, checkpoint.*, classifier.safetensors      written as it goes
-    evaluation.json, predictions.parquet, figures/, report.html         written at the end
+config.yaml, data.json, environment.json, choices.json, model.txt   written before training
+metrics.jsonl, train.log, checkpoint.*, classifier.safetensors      written as it goes
+evaluation.json, predictions.parquet, figures/, report.html         written at the end
 """
 
 from __future__ import annotations
@@ -176,7 +176,15 @@ def environment() -> dict[str, Any]:
     from lenext.version import __version__
 
     versions = {}
-    for package in ("torch", "torchvision", "lightning-fabric", "openvino", "numpy", "scikit-learn", "pillow"):
+    for package in (
+        "torch",
+        "torchvision",
+        "lightning-fabric",
+        "openvino",
+        "numpy",
+        "scikit-learn",
+        "pillow",
+    ):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -29,7 +29,10 @@ def shape_picture(rng: np.random.Generator, kind: int, size: int = 64) -> Image.
     image = crop(rng, size)
     draw = ImageDraw.Draw(image)
     hue = [(220, 40, 40), (40, 160, 60), (50, 80, 220), (230, 190, 30), (170, 50, 190)][kind % 5]
-    low, high = size // 6 + int(rng.integers(size // 12 + 1)), size - size // 6 - int(rng.integers(size // 12 + 1))
+    low, high = (
+        size // 6 + int(rng.integers(size // 12 + 1)),
+        size - size // 6 - int(rng.integers(size // 12 + 1)),
+    )
     if kind < 5:
         draw.ellipse((low, low, high, high), fill=hue)
     else:
@@ -38,7 +41,13 @@ def shape_picture(rng: np.random.Generator, kind: int, size: int = 64) -> Image.
 
 
 def make_folder(
-    root: Path, classes: Sequence[str], per_class: int, *, size: int = 64, splits: Sequence[str] = (), seed: int = 0
+    root: Path,
+    classes: Sequence[str],
+    per_class: int,
+    *,
+    size: int = 64,
+    splits: Sequence[str] = (),
+    seed: int = 0,
 ) -> Path:
     """root/<class>/*.png, or root/<split>/<class>/*.png, of shapes that can be learned."""
     rng = np.random.default_rng(seed)

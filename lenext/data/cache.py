@@ -7,7 +7,7 @@ before the run starts instead of killing it in the night.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +41,9 @@ class PackedImages:
     def __getitem__(self, index: int) -> np.ndarray:
         stored = self.pixels[index]
         return stored if stored is not None else _load(self.paths[index], self.short_side)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[index] for index in range(len(self)))
 
     @property
     def readable(self) -> np.ndarray:

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 500_000_000
 EXTENSIONS = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .avif .ppm .pgm .pbm .jp2".split()
+    ".jpg .jpeg .jpe .jfif .jp2 .png .webp .avif .bmp .gif .tif .tiff .ppm .pgm .pbm".split()  # noqa: SIM905
 )
 
 # The limit above is checked by us and speaks the user's language; Pillow's warning would only repeat it.

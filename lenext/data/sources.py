@@ -299,7 +299,7 @@ def _fill_splits(samples: Samples, seed: int, val_fraction: float, test_fraction
     splits[open_rows] = "train"
     keys = _split_keys(samples, open_rows, seed)
     for label in np.unique(samples.labels[open_rows]):
-        rows = sorted((i for i in open_rows if samples.labels[i] == label), key=lambda i: keys[i])
+        rows = sorted((int(i) for i in open_rows if samples.labels[i] == label), key=lambda i: keys[i])
         start = 0
         for split, share in shares.items():
             # A class of a few pictures still shows one in validation, as long as one is left to learn from.

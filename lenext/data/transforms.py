@@ -10,8 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import v2
+from torchvision.transforms import InterpolationMode, v2
 
 from lenext.preprocess import Preprocess
 
@@ -60,7 +59,11 @@ def train_transform(preprocess: Preprocess, augment: str) -> Transform:
     steps = {
         "light": crops(0.7),
         "standard": crops(0.25),
-        "strong": [*crops(0.25), v2.TrivialAugmentWide(interpolation=interpolation), v2.RandomErasing(p=0.25)],
+        "strong": [
+            *crops(0.25),
+            v2.TrivialAugmentWide(interpolation=interpolation),
+            v2.RandomErasing(p=0.25),
+        ],
     }[augment]
     pipeline = v2.Compose(steps)
     return lambda image: pipeline(to_tensor(image)).contiguous()

@@ -29,9 +29,7 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
 
     scores, truth = np.asarray(logits, dtype=np.float64), np.asarray(labels)
     if len(scores) == 0:
-        raise ValueError(
-            "The temperature cannot be fitted without samples: give at least one validation picture."
-        )
+        raise ValueError("The temperature cannot be fitted without samples: give at least one validation picture.")
     if not np.isfinite(scores).all():
         raise ValueError(
             "The logits hold NaN or infinity: the training diverged. Train again with a lower learning rate."

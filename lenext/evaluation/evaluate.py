@@ -110,10 +110,15 @@ def finish_run(run: Path, classifier: Classifier, samples: Samples) -> None:
     from lenext.evaluation.calibration import fit_temperature
     from lenext.evaluation.report import write_report
 
-    held_out = {name: samples.split(name) for name in ("val", "test") if (samples.splits == name).any()}
+    held_out = samples.take(np.flatnonzero(samples.splits != "train"))
+    all_logits, all_failed = compute_logits(classifier, held_out, "evaluating")
     results, rows = {}, []
-    for name, part in held_out.items():
-        logits, failed = compute_logits(classifier, part, f"evaluating {name}")
+    for name in ("val", "test"):
+        inside = held_out.splits == name
+        if not inside.any():
+            continue
+        part, logits = held_out.take(np.flatnonzero(inside)), all_logits[inside]
+        failed = [failure for failure in all_failed if failure["image"] in set(part.images)]
         good = np.flatnonzero(~np.isnan(logits).any(1))
         if name == "val":  # comes first: the test figures below are those of the calibrated classifier
             classifier.temperature = fit_temperature(logits[good], part.labels[good])

@@ -47,9 +47,7 @@ def draw_curves(history: Sequence[dict[str, Any]], path: Path, *, best: int | No
                 if not np.isfinite(values).any():
                     continue
                 marker = "o" if len(rows) <= 30 else None
-                axes.plot(
-                    epochs, values, color=colour, label=label, linewidth=1.8, marker=marker, markersize=4
-                )
+                axes.plot(epochs, values, color=colour, label=label, linewidth=1.8, marker=marker, markersize=4)
                 if split == "val" and best in epochs:
                     value = values[epochs.index(best)]
                     text = percent(value) if name == "accuracy" else f"{value:.3g}"

@@ -21,9 +21,7 @@ from matplotlib.ft2font import FT2Font
 log = logging.getLogger("lenext")
 
 FIGURE_FONT = "DejaVu Sans"  # comes with matplotlib
-PACKAGED_FONT = (
-    "cvttf_NotoSansCJK_Regular"  # PyPI cvttf-notosanscjk-regular: Noto Sans CJK, SIL Open Font License
-)
+PACKAGED_FONT = "cvttf_NotoSansCJK_Regular"  # PyPI cvttf-notosanscjk-regular: Noto Sans CJK, SIL Open Font License
 
 
 @contextmanager
@@ -39,9 +37,7 @@ def figure_fonts(texts: Iterable[str]) -> Iterator[None]:
         matplotlib.rc_context({"font.family": families, "text.parse_math": False}),
         warnings.catch_warnings(),
     ):
-        warnings.filterwarnings(
-            "ignore", message="Glyph .* missing from"
-        )  # fallback_fonts has logged it, once
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # fallback_fonts has logged it, once
         yield
 
 
@@ -54,11 +50,7 @@ def embedded_font(texts: Iterable[str]) -> str | None:
     from fontTools import subset
 
     characters = frozenset(c for c in _characters(texts) if ord(c) > 0x52F and not 0x2000 <= ord(c) < 0x2C00)
-    fonts = [
-        entry
-        for entry in (_matplotlib_font(), *fallback_fonts(characters))
-        if _covered(entry.fname, characters)
-    ]
+    fonts = [entry for entry in (_matplotlib_font(), *fallback_fonts(characters)) if _covered(entry.fname, characters)]
     if not fonts:
         return None
     font = max(fonts, key=lambda entry: len(_covered(entry.fname, characters)))
@@ -162,16 +154,12 @@ def _known_fonts() -> list[FontEntry]:
 
     def preference(entry: FontEntry) -> tuple[object, ...]:
         name = entry.name.lower()
-        decorative = (
-            "mono" in name or ("serif" in name and "sans" not in name) or "ming" in name or "song" in name
-        )
+        decorative = "mono" in name or ("serif" in name and "sans" not in name) or "ming" in name or "song" in name
         weight = entry.weight if isinstance(entry.weight, int) else 400
         return entry.style != "normal", decorative, abs(weight - 400), not name.endswith(" sc"), name
 
     # Last Resort draws a box for every character, and bitmap fonts have colour pictures that Agg cannot draw.
-    usable = [
-        e for e in fontManager.ttflist if e.size == "scalable" and "LastResort" not in Path(e.fname).stem
-    ]
+    usable = [e for e in fontManager.ttflist if e.size == "scalable" and "LastResort" not in Path(e.fname).stem]
     return sorted(usable, key=preference)
 
 
@@ -179,9 +167,7 @@ def _packaged_fonts() -> list[FontEntry]:
     spec = importlib.util.find_spec(PACKAGED_FONT)
     if spec is None or spec.origin is None:
         return []
-    return [
-        entry for path in sorted(Path(spec.origin).parent.glob("*.[ot]t[fc]")) for entry in _add(str(path))
-    ]
+    return [entry for path in sorted(Path(spec.origin).parent.glob("*.[ot]t[fc]")) for entry in _add(str(path))]
 
 
 def _new_fonts() -> list[FontEntry]:

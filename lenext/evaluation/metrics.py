@@ -73,9 +73,7 @@ def evaluate(
     if K == 2:
         both = bool(present.all())
         result["roc_auc"] = float(metrics.roc_auc_score(truth, scores[:, 1])) if both else None
-        result["average_precision"] = (
-            float(metrics.average_precision_score(truth, scores[:, 1])) if both else None
-        )
+        result["average_precision"] = float(metrics.average_precision_score(truth, scores[:, 1])) if both else None
     return result
 
 
@@ -109,9 +107,7 @@ def _check(scores: np.ndarray, truth: np.ndarray, classes: Sequence[str], failed
     if K < 2:
         raise ValueError("A classifier needs at least two classes: add a second class folder.")
     if len(classes) != K:
-        raise ValueError(
-            f"There are {K} probabilities per picture, but {len(classes)} class names: give one for each."
-        )
+        raise ValueError(f"There are {K} probabilities per picture, but {len(classes)} class names: give one for each.")
     if not np.issubdtype(truth.dtype, np.integer) or truth.min() < 0 or truth.max() >= K:
         raise ValueError(f"Labels must be whole numbers from 0 to {K - 1}, places in the list of classes.")
     # NaN fails every comparison, so it is caught here too.

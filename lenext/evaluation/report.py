@@ -65,9 +65,7 @@ def read_content(run: Path) -> dict[str, Any]:
                     ({"name": name, **row} for name, row in evaluation[split]["per_class"].items()),
                     key=lambda row: (row["f1"] is None, row["f1"]),
                 ),
-                "confusions": confusions(
-                    evaluation[split]["confusion"], list(evaluation[split]["per_class"])
-                ),
+                "confusions": confusions(evaluation[split]["confusion"], list(evaluation[split]["per_class"])),
                 "mistakes": mistakes.get(split, []),
             }
             for split in order
@@ -112,9 +110,7 @@ def read_mistakes(path: Path) -> dict[str, list[dict[str, Any]]]:
     if not path.exists() or pq.read_metadata(path).num_rows == 0:
         return {}
     table = pq.read_table(path, columns=["split", "image", "label", "prediction", "probability"])
-    wrong = table.filter(pc.not_equal(table["label"], table["prediction"])).sort_by(
-        [("probability", "descending")]
-    )
+    wrong = table.filter(pc.not_equal(table["label"], table["prediction"])).sort_by([("probability", "descending")])
     mistakes: dict[str, list[dict[str, Any]]] = {}
     for row in wrong.to_pylist():
         rows = mistakes.setdefault(row["split"], [])

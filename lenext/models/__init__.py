@@ -53,9 +53,7 @@ class Entry:
 
 
 LENET = Paper("lenet", "LeCun et al.", 1998, "Gradient-Based Learning Applied to Document Recognition")
-ALEXNET = Paper(
-    "alexnet", "Krizhevsky et al.", 2012, "ImageNet Classification with Deep Convolutional Neural Networks"
-)
+ALEXNET = Paper("alexnet", "Krizhevsky et al.", 2012, "ImageNet Classification with Deep Convolutional Neural Networks")
 ALEXNET_OWT = Paper(
     "alexnet_owt", "Krizhevsky", 2014, "One weird trick for parallelizing convolutional neural networks"
 )
@@ -142,9 +140,7 @@ def _create(
     build: partial[nn.Module] = paper.VARIANTS[name]
     smallest = getattr(build.func, "min_image_size", 1)
     if image_size is not None and image_size < smallest:
-        raise ValueError(
-            f"image_size is {image_size} pixels, too few for {name}: at least {smallest} are needed."
-        )
+        raise ValueError(f"image_size is {image_size} pixels, too few for {name}: at least {smallest} are needed.")
 
     parameters = inspect.signature(build.func).parameters.values()
     taken = {parameter.name for parameter in parameters if parameter.default is not inspect.Parameter.empty}
@@ -214,9 +210,7 @@ def default_preprocess(name: str) -> Preprocess:
 
 def _entry(name: str) -> Entry:
     if name not in MODELS:
-        raise ValueError(
-            f"There is no model {name!r}.{_nearest(name, list_models())} `lenext models` lists them all."
-        )
+        raise ValueError(f"There is no model {name!r}.{_nearest(name, list_models())} `lenext models` lists them all.")
     return MODELS[name]
 
 

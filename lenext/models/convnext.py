@@ -65,9 +65,7 @@ class Level(nn.Module):
             self.downsample = nn.Sequential(
                 LayerNorm2d(in_dim, eps=1e-6), nn.Conv2d(in_dim, dim, kernel_size=2, stride=2)
             )
-        self.blocks = nn.Sequential(
-            *(Block(dim=dim, layer_scale=layer_scale, drop_path=rate) for rate in drop_path)
-        )
+        self.blocks = nn.Sequential(*(Block(dim=dim, layer_scale=layer_scale, drop_path=rate) for rate in drop_path))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.blocks(self.downsample(x))
@@ -153,10 +151,7 @@ class ConvNeXt(nn.Module):
     def adapt_checkpoint(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Translates the parameter names of timm and of the authors' checkpoints into ours."""
         official = "downsample_layers.0.0.weight" in state
-        return {
-            (from_official(key) if official else re.sub(r"^stages\.", "levels.", key)): state[key]
-            for key in state
-        }
+        return {(from_official(key) if official else re.sub(r"^stages\.", "levels.", key)): state[key] for key in state}
 
 
 def from_official(key: str) -> str:

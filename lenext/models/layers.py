@@ -20,9 +20,7 @@ class DropPath(nn.Module):
     def __init__(self, rate: float) -> None:
         super().__init__()
         if not 0.0 <= rate < 1.0:
-            raise ValueError(
-                f"drop_path is the share of branches to drop and must lie in [0, 1), not {rate}."
-            )
+            raise ValueError(f"drop_path is the share of branches to drop and must lie in [0, 1), not {rate}.")
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:

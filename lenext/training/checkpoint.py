@@ -46,10 +46,12 @@ def save(run: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress
     runs.write_atomically(run / NEWEST, replace)
 
 
-def restore(run: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def restore(run: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
     """Load the newest whole checkpoint of a run into model and optimiser. Raises ValueError when there is none."""
     metadata, tensors = _newest_whole(run)
     model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+    if optimizer is None:
+        return
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         if key.startswith("optimizer."):
@@ -102,5 +104,5 @@ def _digest(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(tensors):
         digest.update(name.encode())
-        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

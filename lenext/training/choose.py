@@ -87,9 +87,8 @@ def _image_size(model: str, pretrained: bool, native: int, side: float) -> tuple
     if not model.startswith(ANY_SIZE):
         return native, f"the size {model} is made for"
     if pretrained:
-        # Weights keep working up to about 4/3 of the size they learned at, and small pictures gain from enlarging.
-        low, high = round(native * 4 / 7), 4 * round(native / 3)
-        size = int(min(max(side, low), high)) // 4 * 4
+        # Small pictures gain from enlarging; larger inputs than the weights learned at cost more than they give.
+        size = int(min(max(side, native * 4 / 7), native)) // 4 * 4
         return size, f"the pictures' short side is {side:.0f} and the weights were learned at {native}"
     size = int(min(max(16 * round(side / 16), 32), native))
     return size, f"the pictures' short side is {side:.0f}"

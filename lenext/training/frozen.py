@@ -14,9 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lenext.classifier import Classifier
+from lenext.classifier import as_logits
 from lenext.config import TrainConfig
 from lenext.data.loader import derive_seed, epoch_order
+from lenext.evaluation.calibration import fit_temperature
+from lenext.models.pooled import CombinedNetwork, combine
 from lenext.training.prepare import Task
 from lenext.training.quick import Extractor
 
@@ -26,6 +28,8 @@ class Upper(nn.Module):
 
     Batch norms keep the statistics they were pretrained with: small batches of one task would only blur them.
     """
+
+    head_name = "head"
 
     def __init__(self, network: nn.Module, boundary: int) -> None:
         super().__init__()
@@ -49,13 +53,13 @@ class Upper(nn.Module):
 class StoredViews:
     """Batches (activation, index) of stored pictures, each in a view that is drawn from (seed, epoch, index).
 
-    views: a tensor (N, ...) of float16 for each view. In order, the batches are (V, B, ...): every picture once, in
-    all its views.
+    views: a tensor (N, ...) of float16 for each view. In order, every picture comes once, in all its views, with the
+    quick classifier's logits (N, K): ((V, B, ...), (B, K)).
     """
 
-    def __init__(self, views: list[Tensor], *, batch_size: int, seed: int) -> None:
-        self.views, self.batch_size, self.seed = views, batch_size, seed
-        self.n = len(views[0])
+    def __init__(self, views: list[Tensor], quick_logits: Tensor, *, batch_size: int, seed: int) -> None:
+        self.views, self.quick_logits = views, quick_logits
+        self.n, self.batch_size, self.seed = len(views[0]), batch_size, seed
 
     def __len__(self) -> int:
         """Batches in a training epoch, all of nearly the same size."""
@@ -66,36 +70,54 @@ class StoredViews:
         for chunk in np.array_split(epoch_order(self.n, self.seed, epoch), len(self)):
             yield torch.stack([self.views[drawn[i]][i] for i in chunk]), torch.from_numpy(chunk)
 
-    def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def in_order(self) -> Iterator[tuple[tuple[Tensor, Tensor], Tensor]]:
         for start in range(0, self.n, self.batch_size):
             rows = slice(start, min(start + self.batch_size, self.n))
-            yield torch.stack([view[rows] for view in self.views]), torch.arange(self.n)[rows]
+            views = torch.stack([view[rows] for view in self.views])
+            yield (views, self.quick_logits[rows]), torch.arange(self.n)[rows]
 
 
-def stored_task(config: TrainConfig, classifier: Classifier, extractor: Extractor, n_train: int) -> Task:
-    """Training of the upper part on what the extractor stored: its first `n_train` pictures train, the rest validate."""
+def stored_task(
+    config: TrainConfig, network: CombinedNetwork, extractor: Extractor, labels: dict[str, Tensor], views: int
+) -> Task:
+    """Training of the upper part on what the extractor stored: the training pictures first, then the validation ones.
+
+    The quick classifier's confidence is set by the validation pictures; validation figures are those of both together.
+    """
     assert config.batch_size is not None
-    network, batch_size = classifier.model, config.batch_size
-    views = [extractor.activations(view) for view in range(classifier.views)]
-    upper = Upper(network, extractor.boundary)
+    n_train, batch_size, seed = len(labels["train"]), config.batch_size, config.seed
+    activations = [extractor.activations(view) for view in range(views)]
+    with torch.inference_mode():
+        quick = torch.stack([network.quick.classify(extractor.features(view)) for view in range(views)]).mean(0)
+    quick = quick.clone()
+    network.quick_scale.fill_(1 / fit_temperature(as_logits(quick[n_train:]).numpy(), labels["val"].numpy()))
+    upper = Upper(network.tuned, extractor.boundary)
     network.requires_grad_(False)
     upper.requires_grad_(True)
     layout: dict[str, Any] = {"format": torch.contiguous_format, "device": torch.device("cpu")}
 
     def use_layout(*, channels_last: bool, device: torch.device) -> None:
         layout.update(format=torch.channels_last if channels_last else torch.contiguous_format, device=device)
-        network.to(device=device, memory_format=layout["format"])  # type: ignore[call-overload]
+        network.to(device=device)
+        network.to(memory_format=layout["format"])
 
     def prepare(x: Tensor) -> Tensor:
         x = x.to(layout["device"], torch.float32, non_blocking=True)
         return x.contiguous(memory_format=layout["format"]) if x.ndim == 4 else x
 
+    def predict(module: nn.Module, inputs: tuple[Tensor, Tensor]) -> Tensor:
+        tuned = torch.stack([module(prepare(view)) for view in inputs[0]]).mean(0)
+        return combine(inputs[1].to(tuned.device), tuned, network.quick_scale)
+
+    def stored(rows: slice) -> StoredViews:
+        return StoredViews([view[rows] for view in activations], quick[rows], batch_size=batch_size, seed=seed)
+
     return Task(
         module=upper,
-        train=StoredViews([view[:n_train] for view in views], batch_size=batch_size, seed=config.seed),
-        val=StoredViews([view[n_train:] for view in views], batch_size=batch_size, seed=config.seed),
-        val_pictures=(extractor.n - n_train) * classifier.views,
+        train=stored(slice(0, n_train)),
+        val=stored(slice(n_train, None)),
+        val_pictures=len(labels["val"]) * views,
         prepare=prepare,
-        predict=lambda module, x: torch.stack([module(prepare(view)) for view in x]).mean(0),
+        predict=predict,
         use_layout=use_layout,
     )

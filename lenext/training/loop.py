@@ -7,9 +7,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
 import logging
+import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +30,7 @@ from lenext.data.loader import derive_seed
 from lenext.data.sources import Samples
 from lenext.evaluation.evaluate import finish_run
 from lenext.models.catalogue import summarise
-from lenext.models.pooled import build_network
+from lenext.models.pooled import CombinedNetwork, build_network
 from lenext.training import checkpoint, frozen, prepare, quick
 from lenext.training.choose import choose
 from lenext.training.objective import compute_loss, correct, num_outputs
@@ -54,15 +58,17 @@ def train(config: TrainConfig, out: str | Path | None = None, *, started: float 
     if config.data is None:
         raise ValueError("DATA is missing: a folder of pictures (a folder a class) or a manifest file")
     samples = sources.read(config.data, **prepare.split_options(config))
+    config = dataclasses.replace(config, data=os.path.abspath(config.data))  # the run may be used from elsewhere
     config, choices = choose(config, samples)
     classifier = _new_classifier(config, samples)
     run = runs.create(out, str(config.model if config.recipe in ("auto", "fit") else config.recipe))
-    with runs.logging_to(run):
+    runs.write_config(run, dataclasses.asdict(config))
+    prepare.write_data(run, config, samples, unreadable=[])
+    with runs.logging_to(run), _resumable(run):
         for sentence in choices:
             log.info("%s", sentence)
         runs.write_json(run / "environment.json", runs.environment())
         runs.write_json(run / "choices.json", choices)
-        runs.write_config(run, dataclasses.asdict(config))
         return _run(run, config, samples, classifier, started)
 
 
@@ -80,7 +86,7 @@ def resume(path: str | Path) -> Path:
             f"{config.data} is not what the run {run} began with: pictures were added, removed or moved. Put them "
             "back, or train anew"
         )
-    with runs.logging_to(run):
+    with runs.logging_to(run), _resumable(run):
         log.info("resuming %s", run)
         return _run(run, config, samples, _new_classifier(config, samples), time.time())
 
@@ -117,7 +123,11 @@ def _run(run: Path, config: TrainConfig, samples: Samples, classifier: Classifie
             progress |= {"backend": extractor.backend_name, "stored": extractor.boundary > 0}
         classifier.views = progress["views"]
         if extractor.boundary:
-            task = frozen.stored_task(config, classifier, extractor, len(train_set))
+            combined = CombinedNetwork(network, copy.deepcopy(classifier.model), boundary=extractor.boundary)
+            classifier.architecture, classifier.model = {**pooled, "boundary": extractor.boundary}, combined
+            if begun:
+                checkpoint.restore(run, combined)
+            task = frozen.stored_task(config, combined, extractor, labels, classifier.views)
         else:
             task = prepare.image_task(config, classifier, pictures, rows)
     else:
@@ -125,14 +135,15 @@ def _run(run: Path, config: TrainConfig, samples: Samples, classifier: Classifie
     if not begun:
         config = prepare.settle_speed(config, task, train_set, spent=time.time() - started)
         runs.write_config(run, dataclasses.asdict(config))
-    assert config.epochs is not None and config.lr is not None
+    assert config.epochs is not None
+    assert config.lr is not None
 
     # ------------------------------------------------------------------------------------ optimiser and devices
     fabric = prepare.make_fabric(config)
     task.use_layout(channels_last=bool(config.channels_last), device=fabric.device)
     optimizer = make_optimizer(
         task.module, config.optimizer, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum,
-        fresh=prepare.fresh_head(config, classifier.model),
+        fresh=prepare.fresh_head(config, task.module),
     )  # fmt: skip
     if begun:
         checkpoint.restore(run, classifier.model, optimizer)
@@ -202,7 +213,10 @@ def _run(run: Path, config: TrainConfig, samples: Samples, classifier: Classifie
             }
             is_best = better(row, progress["best"], config.select)
             if is_best:
-                progress |= {"best": {"val_loss": val_loss, "val_accuracy": val_accuracy}, "best_epoch": epoch}
+                progress |= {
+                    "best": {"val_loss": val_loss, "val_accuracy": val_accuracy},
+                    "best_epoch": epoch,
+                }
                 classifier.about["validation"] = progress["best"] | {"epoch": epoch}
                 classifier.save(run / runs.CLASSIFIER)
             runs.append_metrics(run, row)
@@ -210,20 +224,28 @@ def _run(run: Path, config: TrainConfig, samples: Samples, classifier: Classifie
             progress["epoch"] = epoch
             checkpoint.save(run, classifier.model, optimizer.optimizer, progress)
             log.info(
-                "epoch %d/%d  loss %.4f  accuracy %.4f  val loss %.4f  val accuracy %.4f%s  lr %.2e  %.0f s, %.0f images/s",
+                "epoch %d/%d  loss %.4f  accuracy %.4f  val loss %.4f  val accuracy %.4f%s  lr %.1e  %.0f s, "
+                "%.0f images/s",
                 epoch, config.epochs, row["train_loss"], row["train_accuracy"], val_loss, val_accuracy,
                 " (best)" if is_best else "", lr, seconds, seen / seconds,
             )  # fmt: skip
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"epoch {progress['epoch']} is saved; lenext train --resume {run}") from None
     finally:
         board.close()
 
     # -------------------------------------------------------------------------------- the best model, measured
     best = load(run)
     log.info("best epoch: %d", progress["best_epoch"])
-    finish_run(run, best, samples.take(np.flatnonzero(samples.splits != "train")))
+    finish_run(run, best, samples)
     return run
+
+
+@contextlib.contextmanager
+def _resumable(run: Path) -> Iterator[None]:
+    """Ctrl-C anywhere in a run says how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"what was finished is saved; go on with: lenext train --resume {run}") from None
 
 
 @torch.no_grad()

@@ -40,5 +40,3 @@ def num_outputs(loss: str, num_classes: int) -> int:
     if num_classes != 2:
         raise ValueError(f"loss bce is for two classes, the data has {num_classes}; use --loss cross_entropy")
     return 1
-
-

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 
-
 # A layer that starts from random weights on top of pretrained ones has further to go.
 FRESH_SCALE = 3.0
 

@@ -41,8 +41,8 @@ class Source(Protocol):
     """Batches (inputs, index): shuffled ones of an epoch, or all in order."""
 
     def __len__(self) -> int: ...
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]: ...
-    def in_order(self) -> Iterator[tuple[Tensor, Tensor]]: ...
+    def epoch(self, epoch: int) -> Iterator[tuple[Any, Tensor]]: ...
+    def in_order(self) -> Iterator[tuple[Any, Tensor]]: ...
 
 
 @dataclass
@@ -58,12 +58,14 @@ class Task:
     train: Source
     val: Source
     val_pictures: int
-    prepare: Callable[[Tensor], Tensor]
-    predict: Callable[[nn.Module, Tensor], Tensor]
+    prepare: Callable[[Any], Tensor]
+    predict: Callable[[nn.Module, Any], Tensor]
     use_layout: Callable[..., None]
 
 
-def image_task(config: TrainConfig, classifier: Classifier, pictures: PackedImages, rows: dict[str, np.ndarray]) -> Task:
+def image_task(
+    config: TrainConfig, classifier: Classifier, pictures: PackedImages, rows: dict[str, np.ndarray]
+) -> Task:
     """Training of the whole network on augmented pictures."""
     assert config.batch_size is not None
     preprocess = classifier.preprocess
@@ -71,7 +73,8 @@ def image_task(config: TrainConfig, classifier: Classifier, pictures: PackedImag
 
     def use_layout(*, channels_last: bool, device: torch.device) -> None:
         layout.update(format=torch.channels_last if channels_last else torch.contiguous_format, device=device)
-        classifier.model.to(device=device, memory_format=layout["format"])  # type: ignore[call-overload]
+        classifier.model.to(device=device)
+        classifier.model.to(memory_format=layout["format"])
 
     def prepare(x: Tensor) -> Tensor:
         x = x.to(layout["device"], non_blocking=True)
@@ -123,16 +126,7 @@ def read_pictures(
     unreadable = [{"image": samples.images[wanted[i]], "reason": why} for i, why in sorted(packed.reasons.items())]
     readable = np.zeros(len(samples), dtype=bool)
     readable[wanted[packed.readable]] = True
-    runs.write_json(
-        run / runs.DATA,
-        {
-            "data": config.data,
-            "classes": list(samples.classes),
-            "counts": samples.counts(),
-            "fingerprint": sources.fingerprint(samples),
-            "unreadable": unreadable,
-        },
-    )
+    write_data(run, config, samples, unreadable)
     for entry in unreadable[:10]:
         log.warning("left out: %s: %s", entry["image"], entry["reason"])
     if len(unreadable) > 10:
@@ -152,11 +146,25 @@ def read_pictures(
     return _by_sample(packed, wanted, len(samples)), readable
 
 
+def write_data(run: Path, config: TrainConfig, samples: Samples, unreadable: list[dict[str, str]]) -> None:
+    """data.json: class names, counts, the fingerprint of every split, and the files that give no pixels."""
+    runs.write_json(
+        run / runs.DATA,
+        {
+            "data": config.data,
+            "classes": list(samples.classes),
+            "counts": samples.counts(),
+            "fingerprint": sources.fingerprint(samples),
+            "unreadable": unreadable,
+        },
+    )
+
+
 def _by_sample(packed: PackedImages, wanted: np.ndarray, n: int) -> PackedImages:
     """The same pictures, numbered as the samples are."""
     paths, pixels = [Path()] * n, [None] * n
     for position, index in enumerate(wanted):
-        paths[index], pixels[index] = packed.paths[position], packed.pixels[position]  # type: ignore[call-overload]
+        paths[index], pixels[index] = packed.paths[position], packed.pixels[position]
     reasons = {int(wanted[i]): why for i, why in packed.reasons.items()}
     return PackedImages(tuple(paths), pixels, reasons, packed.short_side)  # type: ignore[arg-type]
 
@@ -186,7 +194,11 @@ def settle_speed(config: TrainConfig, task: Task, train_set: Samples, *, spent: 
         seconds = work / speed.images_per_second
         left = config.time_budget * (1 - RESERVE) - spent
         epochs = min(max(int(left / seconds), 1), MOST_EPOCHS)
-        log.info("epochs: %d, as many as fit into %.0f s (--epochs N for another number)", epochs, config.time_budget)
+        log.info(
+            "epochs: %d, as many as fit into %.0f s (--epochs N for another number)",
+            epochs,
+            config.time_budget,
+        )
     return dataclasses.replace(
         config,
         precision="bfloat16" if speed.bfloat16 else "float32",
@@ -216,15 +228,16 @@ def draw_samples(run: Path, train_set: Samples, most: int = 18) -> None:
 
 def preprocess_of(config: TrainConfig) -> Preprocess:
     """The network's preprocessing at the size of the run, keeping the whole short side of the picture."""
-    assert config.model is not None and config.image_size is not None
+    assert config.model is not None
+    assert config.image_size is not None
     default = models.default_preprocess(config.model)
     return dataclasses.replace(default, image_size=config.image_size, crop_fraction=1.0)
 
 
-def fresh_head(config: TrainConfig, model: nn.Module) -> nn.Module | None:
-    """The last layer, if it starts from random weights on top of pretrained ones."""
-    name = getattr(model, "head_name", None)
-    return model.get_submodule(name) if config.pretrained and name else None
+def fresh_head(config: TrainConfig, module: nn.Module) -> nn.Module | None:
+    """The last layer of what is trained, if it starts from random weights on top of pretrained ones."""
+    name = getattr(module, "head_name", None)
+    return module.get_submodule(name) if config.pretrained and name else None
 
 
 def split_options(config: TrainConfig) -> dict[str, Any]:

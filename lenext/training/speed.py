@@ -55,7 +55,7 @@ def fastest_speed(
     best = candidates[-1]
     for candidate in candidates:
         layout = torch.channels_last if candidate.channels_last else torch.contiguous_format
-        model.to(memory_format=layout)  # type: ignore[call-overload]
+        model.to(memory_format=layout)
         inputs = x.contiguous(memory_format=layout) if x.ndim == 4 else x
         seconds = []
         for _ in range(steps + 1):  # the first run builds kernels and is not counted
@@ -75,7 +75,6 @@ def fastest_speed(
             reference = loss.item()
         difference = abs(loss.item() - reference) / max(abs(reference), 1e-6)
         log.debug("%s: %.1f images/s, loss differs by %.1e", candidate, rate, difference)
-        if precision != "auto" or difference <= LOSS_TOLERANCE:
-            if rate > best.images_per_second:
-                best = Speed(candidate.bfloat16, candidate.channels_last, rate)
+        if (precision != "auto" or difference <= LOSS_TOLERANCE) and rate > best.images_per_second:
+            best = Speed(candidate.bfloat16, candidate.channels_last, rate)
     return best

@@ -7,7 +7,14 @@ from torchvision.transforms import v2
 
 from lenext.data.cache import pack
 from lenext.data.loader import Batches, derive_seed, epoch_order
-from lenext.data.transforms import AUGMENTATIONS, dihedral, eval_transform, normalise, to_tensor, train_transform
+from lenext.data.transforms import (
+    AUGMENTATIONS,
+    dihedral,
+    eval_transform,
+    normalise,
+    to_tensor,
+    train_transform,
+)
 from lenext.preprocess import Preprocess
 from tests.pictures import make_folder, photograph
 

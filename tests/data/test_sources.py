@@ -130,7 +130,11 @@ def test_numeric_labels_are_names(tmp_path):
         ("m.csv", "image,label,split\na.png,x,train\nb.png,y,\n", "some rows name a split and some do not"),
         ("m.csv", "image,label,weight\na.png,x,heavy\n", "row 1: weight 'heavy'"),
         ("m.csv", "image,label\na.png,x\nb.png,x\n", "one class only \\('x'\\)"),
-        ("m.csv", "image,label,split\na.png,x,train\nb.png,y,val\n", "class 'y' has pictures in val but none in train"),
+        (
+            "m.csv",
+            "image,label,split\na.png,x,train\nb.png,y,val\n",
+            "class 'y' has pictures in val but none in train",
+        ),
         ("m.csv", "image,label,split\na.png,x,val\nb.png,y,val\n", "no picture is in the train split"),
         ("m.csv", b"image,label\n\xff\xfe,x\n", "not UTF-8"),
         ("m.json", '[{"image": "a.png" "label": 1}]', "line 1: not valid JSON"),

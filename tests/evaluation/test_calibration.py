@@ -97,9 +97,7 @@ def test_calibration_error_is_that_of_torchmetrics(bins):
 
     logits, labels = calibrated(2000, 7)
     probabilities = softmax(2 * logits, axis=1)
-    reference = multiclass_calibration_error(
-        torch.tensor(probabilities), torch.tensor(labels), 7, n_bins=bins
-    )
+    reference = multiclass_calibration_error(torch.tensor(probabilities), torch.tensor(labels), 7, n_bins=bins)
     assert expected_calibration_error(reliability(probabilities, labels, bins=bins)) == pytest.approx(
         reference.item(), rel=1e-5
     )

@@ -70,9 +70,7 @@ def test_curves_of_one_epoch_show_both_points(drawn, tmp_path):
     figures.draw_curves([row(1, val_loss=0.5, val_accuracy=0.8)], tmp_path / "curves.png")
     for axes in drawn[0].axes:
         (low, high), (left, right) = axes.get_ylim(), axes.get_xlim()
-        points = [
-            line.get_xydata()[0] for line in axes.lines if line.get_label() in ("training", "validation")
-        ]
+        points = [line.get_xydata()[0] for line in axes.lines if line.get_label() in ("training", "validation")]
         assert len(points) == 2
         assert all(left < x < right and low < y < high for x, y in points)
         assert [label.get_text() for label in axes.get_xticklabels()] == ["1"]

@@ -134,9 +134,7 @@ def test_the_bootstrap_is_that_of_scipy():
     from scipy.stats import bootstrap
 
     correct = np.arange(150) < 120
-    reference = bootstrap(
-        (correct,), np.mean, method="percentile", n_resamples=5000, rng=0
-    ).confidence_interval
+    reference = bootstrap((correct,), np.mean, method="percentile", n_resamples=5000, rng=0).confidence_interval
     np.testing.assert_allclose(accuracy_interval(120, 150), reference, atol=0.007)  # one sample is 0.0067
     assert accuracy_interval(120, 150, seed=3) == accuracy_interval(120, 150, seed=3)
 

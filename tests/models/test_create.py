@@ -79,9 +79,7 @@ def test_unknown_name_of_a_preprocessing() -> None:
 
 def test_image_size_builds_what_depends_on_it() -> None:
     with torch.device("meta"):
-        assert (
-            create_model("vit_tiny_patch16_224", image_size=64).get_parameter("pos_embed").shape[1] == 1 + 16
-        )
+        assert create_model("vit_tiny_patch16_224", image_size=64).get_parameter("pos_embed").shape[1] == 1 + 16
         assert create_model("vit_base_patch32_224").get_parameter("pos_embed").shape[1] == 1 + 49
         assert create_model("alexnet", image_size=127).get_parameter("fc6.weight").shape[1] == 256 * 3 * 3
 
@@ -96,9 +94,7 @@ def test_timm_models(tmp_path: Path) -> None:
 
     torch.save(model.state_dict(), tmp_path / "grey.pth")
     colour = create_model("timm:resnet10t", num_classes=2, pretrained=tmp_path / "grey.pth")
-    assert torch.equal(
-        colour.get_parameter("layer1.0.conv1.weight"), model.get_parameter("layer1.0.conv1.weight")
-    )
+    assert torch.equal(colour.get_parameter("layer1.0.conv1.weight"), model.get_parameter("layer1.0.conv1.weight"))
     assert colour.get_parameter("fc.weight").shape[0] == 2
 
     preprocess = default_preprocess("timm:tf_efficientnet_lite2")

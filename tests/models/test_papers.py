@@ -98,9 +98,7 @@ def test_convnext_layer_scale() -> None:
     scales = [p for key, p in model.named_parameters() if key.endswith("gamma")]
     assert len(scales) == 18
     assert all(bool((scale == 0.5).all()) for scale in scales)
-    assert parameters("convnext_tiny", layer_scale=None) == parameters("convnext_tiny") - sum(
-        s.numel() for s in scales
-    )
+    assert parameters("convnext_tiny", layer_scale=None) == parameters("convnext_tiny") - sum(s.numel() for s in scales)
     with torch.inference_mode():
         x = torch.randn(1, 3, 32, 32)
         assert create_model("convnext_tiny", num_classes=2, layer_scale=None)(x).isfinite().all()
@@ -199,22 +197,16 @@ def test_vit_arrays_of_the_authors(tmp_path: Path) -> None:
     x = torch.randn(2, 3, 224, 224)
     with torch.inference_mode():
         torch.testing.assert_close(model(x), reference(x), rtol=1e-3, atol=1e-3)
-    incomplete = {
-        key: a for key, a in arrays.items() if "encoderblock_1/MultiHead" not in key or "value" not in key
-    }
+    incomplete = {key: a for key, a in arrays.items() if "encoderblock_1/MultiHead" not in key or "value" not in key}
     np.savez(tmp_path / "incomplete.npz", **incomplete)  # type: ignore[arg-type]
-    with pytest.raises(
-        ValueError, match=r"blocks\.1\.attn\.qkv\.weight \(384x192 in the file, 576x192 in the network"
-    ):
+    with pytest.raises(ValueError, match=r"blocks\.1\.attn\.qkv\.weight \(384x192 in the file, 576x192 in the network"):
         weights.load_pretrained(model, "vit_tiny_patch16_224", tmp_path / "incomplete.npz")
 
 
 PHOTOS = {"flower.jpg": 985, "china.jpg": 698}  # daisy, palace
 
 
-@pytest.mark.skipif(
-    not weights.has_offline_weights("tf_efficientnet_lite0"), reason="its package is not installed"
-)
+@pytest.mark.skipif(not weights.has_offline_weights("tf_efficientnet_lite0"), reason="its package is not installed")
 @pytest.mark.parametrize("photo", PHOTOS)
 def test_packaged_weights_recognise_photos(photo: str) -> None:
     from PIL import Image

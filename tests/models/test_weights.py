@@ -29,14 +29,10 @@ def state() -> dict[str, Tensor]:
 
 
 def equal(model: nn.Module, state: dict[str, Tensor], skip: str = "nothing") -> bool:
-    return all(
-        torch.equal(t, state[key]) for key, t in model.state_dict().items() if not key.startswith(skip)
-    )
+    return all(torch.equal(t, state[key]) for key, t in model.state_dict().items() if not key.startswith(skip))
 
 
-@pytest.mark.parametrize(
-    "form", ["bare", "model", "state_dict", "parallel", "compiled", "legacy", "half", "old"]
-)
+@pytest.mark.parametrize("form", ["bare", "model", "state_dict", "parallel", "compiled", "legacy", "half", "old"])
 def test_forms_of_a_checkpoint(form: str, state: dict[str, Tensor], tmp_path: Path) -> None:
     contents: dict[str, dict[str, Any]] = {
         "model": {"model": state, "epoch": 3, "optimizer": {"lr": 0.1}},
@@ -46,9 +42,7 @@ def test_forms_of_a_checkpoint(form: str, state: dict[str, Tensor], tmp_path: Pa
         "half": {key: t.half() if t.is_floating_point() else t for key, t in state.items()},
         "old": {key: t for key, t in state.items() if not key.endswith("num_batches_tracked")},
     }
-    torch.save(
-        contents.get(form, state), tmp_path / "weights.pt", _use_new_zipfile_serialization=form != "legacy"
-    )
+    torch.save(contents.get(form, state), tmp_path / "weights.pt", _use_new_zipfile_serialization=form != "legacy")
     model = resnet18(pretrained=tmp_path / "weights.pt")
     if form == "half":
         assert all(t.dtype == torch.float32 for t in model.parameters())
@@ -66,9 +60,7 @@ def test_a_classifier_on_pooled_features_gives_its_backbone(
     state: dict[str, Tensor], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     pooled = {f"backbone.{key}": t for key, t in state.items()}
-    save_file(
-        {**pooled, "head.weight": torch.ones(10, 3), "shift": torch.ones(3)}, tmp_path / "pooled.safetensors"
-    )
+    save_file({**pooled, "head.weight": torch.ones(10, 3), "shift": torch.ones(3)}, tmp_path / "pooled.safetensors")
     with caplog.at_level(logging.INFO, "lenext"):
         model = resnet18(pretrained=tmp_path / "pooled.safetensors")
     assert equal(model, state, skip="fc.")
@@ -76,17 +68,13 @@ def test_a_classifier_on_pooled_features_gives_its_backbone(
     assert "has no classifier; the one for 10 classes starts afresh" in caplog.text
 
 
-def test_another_number_of_classes(
-    state: dict[str, Tensor], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_another_number_of_classes(state: dict[str, Tensor], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     torch.save(state, tmp_path / "ten.pth")
     with caplog.at_level(logging.INFO, "lenext"):
         model = resnet18(num_classes=3, pretrained=tmp_path / "ten.pth")
     assert model.get_parameter("fc.weight").shape == (3, 512)
     assert equal(model, state, skip="fc.")
-    assert caplog.messages == [
-        "resnet18: the classifier for 10 classes in ten.pth is replaced by a new one for 3."
-    ]
+    assert caplog.messages == ["resnet18: the classifier for 10 classes in ten.pth is replaced by a new one for 3."]
 
 
 def test_the_same_number_of_classes_says_nothing(
@@ -177,9 +165,7 @@ def test_a_file_that_is_cut_off(suffix: str, keep: float, state: dict[str, Tenso
         np.savez(path, **{key: tensor.numpy() for key, tensor in state.items()})  # type: ignore[arg-type]
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * keep)])
-    with pytest.raises(
-        ValueError, match=rf"cut\{suffix} cannot be read as a checkpoint: it is cut off, damaged"
-    ):
+    with pytest.raises(ValueError, match=rf"cut\{suffix} cannot be read as a checkpoint: it is cut off, damaged"):
         resnet18(pretrained=path)
 
 
@@ -226,9 +212,7 @@ def test_a_download_from_the_hub_is_verified(tmp_path: Path, monkeypatch: pytest
         return str(blob)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    with pytest.raises(
-        ValueError, match=r"is not what https://huggingface\.co/timm/convnext_tiny.* should hold"
-    ):
+    with pytest.raises(ValueError, match=r"is not what https://huggingface\.co/timm/convnext_tiny.* should hold"):
         weights.default_weights("convnext_tiny")
 
 

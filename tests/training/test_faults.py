@@ -116,7 +116,7 @@ def test_no_whole_checkpoint_is_an_error_that_leaves_the_classifier(data, uninte
     for name in (checkpoint.NEWEST, checkpoint.BEFORE):
         (run / name).write_bytes((run / name).read_bytes()[:50_000])
     before = (run / "classifier.safetensors").read_bytes()
-    with pytest.raises(ValueError, match="has no checkpoint to go on from .*damaged or cut off"):
+    with pytest.raises(ValueError, match=r"has no checkpoint to go on from .*damaged or cut off"):
         loop.resume(run)
     assert (run / "classifier.safetensors").read_bytes() == before
 
@@ -130,7 +130,7 @@ def test_resume_refuses_changed_data_and_leaves_finished_runs(uninterrupted, dat
     run = loop.train(loop.configure({"data": str(changed), "model": "lenet5", "epochs": 1}), tmp_path / "run")
     (run / "report.html").unlink()
     (changed / "a/0.png").unlink()
-    with pytest.raises(ValueError, match="is not what the run .* began with"):
+    with pytest.raises(ValueError, match=r"is not what the run .* began with"):
         loop.resume(run)
 
 
@@ -138,14 +138,16 @@ def test_full_disk_is_said_and_leaves_the_last_checkpoint_whole(data, uninterrup
     disk = tmp_path / "disk"
     disk.mkdir()
     # Room for the reports' beginnings and one checkpoint, not for two and the classifier.
-    size = (uninterrupted / checkpoint.NEWEST).stat().st_size * 2 + (uninterrupted / "figures/samples.png").stat().st_size
+    size = (uninterrupted / checkpoint.NEWEST).stat().st_size * 2 + (
+        uninterrupted / "figures/samples.png"
+    ).stat().st_size
     small = f"mount -t tmpfs -o size={size} tmpfs {disk}"
     if subprocess.run(["unshare", "-rm", "sh", "-c", small], capture_output=True).returncode:
         pytest.xfail("this system lets nobody mount a small disk in a namespace of their own (unshare -rm)")
     arguments = " ".join(f"'{argument}'" for argument in ("train", data, "--out", disk / "run", *SETTINGS))
     script = (
         f"{small} && {sys.executable} -m lenext.cli {arguments}; echo status $?; ls {disk}/run; "
-        f"{sys.executable} -c \"from lenext.training.checkpoint import _read; from pathlib import Path; "
+        f'{sys.executable} -c "from lenext.training.checkpoint import _read; from pathlib import Path; '
         f"print('whole', _read(Path('{disk}/run/{checkpoint.NEWEST}'))[0]['progress'])\""
     )
     result = subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True)
@@ -161,7 +163,7 @@ def test_divergence_stops_before_anything_is_spoilt(data, tmp_path):
         {"data": str(data), "model": "lenet5", "epochs": 3, "lr": 1e38, "optimizer": "sgd", "clip_norm": 0.0,
          "precision": "float32", "channels_last": True}
     )  # fmt: skip
-    with pytest.raises(FloatingPointError, match="the training diverged.*lower --lr"):
+    with pytest.raises(FloatingPointError, match=r"the training diverged.*lower --lr"):
         loop.train(config, tmp_path / "run")
     progress = checkpoint._read(tmp_path / "run" / checkpoint.NEWEST)[1]
     assert all(torch.isfinite(tensor).all() for tensor in progress.values() if tensor.is_floating_point())

@@ -53,7 +53,7 @@ def test_cosine_is_torchs_after_its_warm_up():
     reference = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=40)
     expected = []
     for _ in range(40):
-        expected.append(reference.get_last_lr()[0])
+        expected.append(float(reference.get_last_lr()[0]))
         optimizer.step()
         reference.step()
     rates = schedule("cosine", warmup_epochs=1)
@@ -114,7 +114,9 @@ def test_pooled_network_computes_plain_statistics_of_its_taps():
     network = PooledNetwork(backbone, taps=taps, dims=dims, num_classes=3).eval()
     x = torch.randn(2, 3, 64, 64)
     maps = []
-    hooks = [getattr(backbone, f"layer{i}").register_forward_hook(lambda m, a, out: maps.append(out)) for i in (1, 2, 3, 4)]
+    hooks = [
+        getattr(backbone, f"layer{i}").register_forward_hook(lambda m, a, out: maps.append(out)) for i in (1, 2, 3, 4)
+    ]
     with torch.inference_mode():
         backbone(x)
         expected = torch.cat([f(m) for m in maps for f in (
