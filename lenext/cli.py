@@ -80,7 +80,7 @@ def build_parser() -> ArgumentParser:
     demo = _command("Train, evaluate and use a classifier of real photographs, in about three minutes on two cores.")
     demo.add_argument("--out", type=str | None, default=None, help="Run folder (default: runs/<date>-demo)")
     demo.add_argument("--seed", type=int, default=0, help="Which of the random 75/25 splits is used")
-    demo.add_argument("--time-budget", type=float, default=175.0, help="Seconds for the whole command")
+    demo.add_argument("--time-budget", type=float, default=165.0, help="Seconds for training and its evaluation")
     commands.add_subcommand("demo", demo, help="the main job on real photographs, no data needed")
 
     train = _command("Train a classifier on a folder of pictures or a manifest.")

@@ -32,7 +32,7 @@ PUBLISHED = (
 TEST_FRACTION, VAL_FRACTION = 0.25, 0.1
 
 
-def run(out: str | None = None, seed: int = 0, time_budget: float = 175.0) -> Path:
+def run(out: str | None = None, seed: int = 0, time_budget: float = 165.0) -> Path:
     """The whole demonstration; returns the run folder."""
     started = runs.process_start()
     if importlib.util.find_spec("elpv_dataset") is None or not has_offline_weights(MODEL):

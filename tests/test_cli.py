@@ -96,6 +96,29 @@ def test_wrong_settings_that_need_data(shapes, tmp_path, capsys):
         assert not (tmp_path / "out" / "classifier.safetensors").exists()
 
 
+def test_data_that_cannot_be_learned_from(tmp_path, capsys):
+    make_folder(tmp_path / "one", ["cat"], 4, size=16)
+    make_folder(tmp_path / "loose", [""], 4, size=16)
+    make_folder(tmp_path / "splits", ["a", "b"], 4, size=16, splits=["train"])
+    make_folder(tmp_path / "splits/val", ["a", "b", "c"], 4, size=16)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "labels.csv").write_text("image,klass\na.png,x\n")
+    (tmp_path / "gone.csv").write_text("image,label\n" + "".join(f"{i}.png,{i % 2}\n" for i in range(20)))
+    for name, message in (
+        ("empty", "holds no pictures"),
+        ("one", "one class only ('cat'); a classifier needs at least two"),
+        ("loose", "no class folders"),
+        ("splits", "class 'c' has pictures in val but none in train"),
+        ("labels.csv", "no column 'label', only 'image', 'klass'"),
+        ("gone.csv", "the file does not exist"),
+    ):
+        out = tmp_path / f"run-{name}"
+        status, _, err = lenext_command("train", tmp_path / name, "--model", "lenet5", "--out", out, capsys=capsys)
+        assert (status, message in err) == (2, True), (name, err)
+        assert "Traceback" not in err
+        assert not (out / "classifier.safetensors").exists()
+
+
 def test_unknown_key_in_a_configuration_file(shapes, tmp_path, capsys):
     (tmp_path / "c.yaml").write_text("epochs: 3\nbatchsize: 4\n")
     status, _, err = lenext_command("train", shapes, "--config", tmp_path / "c.yaml", capsys=capsys)

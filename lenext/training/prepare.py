@@ -32,8 +32,8 @@ log = logging.getLogger("lenext")
 
 # Random crops gain from a little more than the network's input; more than this only costs memory.
 TRAIN_MARGIN = 1.15
-# Of the time budget, for evaluating and drawing at the end.
-RESERVE = 0.12
+# Seconds for drawing, writing and compiling the best model for evaluation at the end.
+RESERVE = 20.0
 MOST_EPOCHS = 100
 
 
@@ -169,10 +169,12 @@ def _by_sample(packed: PackedImages, wanted: np.ndarray, n: int) -> PackedImages
     return PackedImages(tuple(paths), pixels, reasons, packed.short_side)  # type: ignore[arg-type]
 
 
-def settle_speed(config: TrainConfig, task: Task, train_set: Samples, *, spent: float) -> TrainConfig:
+def settle_speed(
+    config: TrainConfig, task: Task, train_set: Samples, *, spent: float, evaluation: float
+) -> TrainConfig:
     """The configuration with precision, memory format and number of epochs settled by timing real steps.
 
-    spent: seconds of the time budget that are gone.
+    spent: seconds of the time budget that are gone. evaluation: seconds that measuring the result will take.
     """
     device = device_of(config)
     task.use_layout(channels_last=False, device=device)
@@ -192,7 +194,7 @@ def settle_speed(config: TrainConfig, task: Task, train_set: Samples, *, spent: 
         # A validation picture costs about a third of a training picture: no backward pass.
         work = len(task.train) * len(index) + task.val_pictures / 3
         seconds = work / speed.images_per_second
-        left = config.time_budget * (1 - RESERVE) - spent
+        left = config.time_budget - spent - evaluation - RESERVE
         epochs = min(max(int(left / seconds), 1), MOST_EPOCHS)
         log.info(
             "epochs: %d, as many as fit into %.0f s (--epochs N for another number)",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,9 @@ MOST_VIEWS = 4
 # What is learned from may be rougher than what is answered: bfloat16's rounding, 4 to 11 % of the norm in the middle of
 # EfficientNet-Lite0, is small noise to a fit on thousands of pictures. Answers are computed to closer tolerances.
 TRAINING_ERROR = 0.15
-# Strengths of the penalty that are tried, strong to weak: each fit starts where the stronger one ended.
-PENALTIES = (0.5, 0.2, 0.08, 0.03)
+# Strengths of the penalty that are tried, strong to weak: each fit starts where the stronger one ended. Weaker ones
+# fit a few thousand features to a few thousand pictures without error, and a small validation set may like that.
+PENALTIES = (0.5, 0.2, 0.1)
 
 
 class Extractor:
@@ -75,6 +77,7 @@ class Extractor:
         self.backend_name, self.backend = fastest_backend(
             reader, preprocess, sample, self.n, only=backend, tolerance=TRAINING_ERROR
         )
+        self.seconds_per_picture = 0.0
         self._views: dict[int, tuple[Tensor, Tensor]] = {}
 
     def features(self, view: int) -> Tensor:
@@ -87,6 +90,7 @@ class Extractor:
 
     def _read(self, view: int) -> tuple[Tensor, Tensor]:
         if view not in self._views:
+            begin = time.perf_counter()
             features = torch.empty(self.n, self.width)
             activations = torch.empty(self.n, *self.shape, dtype=torch.float16)
             with terminal.bar(f"reading features, view {view + 1}", self.n) as bar:
@@ -98,6 +102,7 @@ class Extractor:
                     activations[start : start + len(chunk)] = outputs[:, self.width :].unflatten(1, self.shape)
                     bar.advance(len(chunk))
             self._views[view] = features, activations
+            self.seconds_per_picture = (time.perf_counter() - begin) / self.n
         return self._views[view]
 
 
@@ -198,12 +203,12 @@ def train_quick(
             "%d view%s: val loss %.4f  val accuracy %.4f  penalty %.2g  (%.0f s)",
             views, "s" * (views > 1), fitted["val_loss"], fitted["val_accuracy"], fitted["penalty"], clock(),
         )  # fmt: skip
-        if best and fitted["val_loss"] >= best["val_loss"]:
+        if best and _clearly_worse(fitted["losses"], best["losses"]):
             break
         best = fitted
         _install(network, fitted)
-        figures = {"val_loss": fitted["val_loss"], "val_accuracy": fitted["val_accuracy"], "epoch": 0}
-        about = classifier.about | {"validation": figures, "seconds": clock()}
+        figures = {key: fitted[key] for key in ("val_loss", "val_accuracy", "error")} | {"epoch": 0}
+        about = classifier.about | {"validation": figures, "val_pictures": len(labels["val"]), "seconds": clock()}
         quick = dataclasses.replace(classifier, model=network, architecture=architecture, views=views, about=about)
         quick.save(run / runs.CLASSIFIER)
         if views == 1:
@@ -230,13 +235,28 @@ def _fit_views(
     for penalty in (before["penalty"],) if before else PENALTIES:
         theta = fit_linear(x, y, w, num_classes, penalty, theta)
         logits = torch.stack([view @ theta[:-1] + theta[-1] for view in val]).mean(0)
-        loss = float(F.cross_entropy(logits, labels["val"]))
+        losses = F.cross_entropy(logits, labels["val"], reduction="none")
+        loss = float(losses.mean())
         if best and loss >= best["val_loss"]:
             break  # weaker penalties only fit the noise
         accuracy = float((logits.argmax(1) == labels["val"]).float().mean())
         best = {"theta": theta, "shift": shift, "scale": scale, "penalty": penalty}
-        best |= {"val_loss": loss, "val_accuracy": accuracy}
+        best |= {"val_loss": loss, "val_accuracy": accuracy, "losses": losses, "error": _standard_error(losses)}
     return best
+
+
+def _clearly_worse(losses: Tensor, before: Tensor) -> bool:
+    """Whether the losses of the same pictures rose by more than the standard error of their mean difference.
+
+    More views are better on most pictures that bear them, and a small validation set must not decide by chance.
+    """
+    difference = losses - before
+    return float(difference.mean()) > _standard_error(difference)
+
+
+def _standard_error(values: Tensor) -> float:
+    """Of the mean, (N,) -> a number; 0 for a single value."""
+    return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else 0.0
 
 
 def _install(network: PooledNetwork, fitted: dict[str, Any]) -> None:
@@ -248,3 +268,17 @@ def _install(network: PooledNetwork, fitted: dict[str, Any]) -> None:
         network.scale.copy_(fitted["scale"])
         network.head.weight.copy_(theta[:-1].T)
         network.head.bias.copy_(theta[-1])
+
+
+def bar_for_tuning(quick: Classifier) -> dict[str, float]:
+    """The validation figures that a fine-tuned classifier has to beat: the quick one's, less one standard error.
+
+    Fine-tuning is expected to help, and a lucky draw of the validation pictures must not throw its work away; only
+    where it is clearly worse does the quick classifier stay.
+    """
+    figures = quick.about["validation"]
+    accuracy, n = figures["val_accuracy"], quick.about["val_pictures"]
+    return {
+        "val_loss": figures["val_loss"] + figures["error"],
+        "val_accuracy": accuracy - math.sqrt(accuracy * (1 - accuracy) / n),
+    }

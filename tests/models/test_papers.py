@@ -20,6 +20,26 @@ def parameters(name: str, **arguments: Any) -> int:
         return sum(p.numel() for p in create_model(name, **arguments).parameters())
 
 
+def test_lenet_layer_by_layer() -> None:
+    """The sizes of figure 2 of the paper, from a 32 x 32 image."""
+    model = create_model("lenet5", num_classes=10, in_channels=1).eval()
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, module in model.named_children():
+        module.register_forward_hook(
+            lambda _, inputs, output, name=name: shapes.update({name: tuple(output.shape[1:])})
+        )
+    maps = []
+    x = torch.rand(1, 1, 32, 32)
+    model(x)
+    for stage in model.stages():  # type: ignore[operator]
+        x = stage(x)
+        maps.append(tuple(x.shape[1:]))
+    assert [shapes[layer] for layer in ("c1", "c3", "c5", "f6", "output")] == [
+        (6, 28, 28), (16, 10, 10), (120, 1, 1), (84,), (10,)
+    ]  # fmt: skip
+    assert maps == [(6, 14, 14), (16, 5, 5), (120, 1, 1)]  # after subsampling
+
+
 def test_alexnet_layer_by_layer() -> None:
     with torch.device("meta"):
         model: Any = create_model("alexnet")
