@@ -20,7 +20,7 @@ from lenext.data.loader import derive_seed, epoch_order
 from lenext.evaluation.calibration import fit_temperature
 from lenext.models.pooled import CombinedNetwork, combine
 from lenext.training.prepare import Task
-from lenext.training.quick import Extractor
+from lenext.training.quick import ANSWER_VIEWS, Extractor
 
 
 class Upper(nn.Module):
@@ -53,8 +53,8 @@ class Upper(nn.Module):
 class StoredViews:
     """Batches (activation, index) of stored pictures, each in a view that is drawn from (seed, epoch, index).
 
-    views: a tensor (N, ...) of float16 for each view. In order, every picture comes once, in all its views, with the
-    quick classifier's logits (N, K): ((V, B, ...), (B, K)).
+    views: a tensor (N, ...) of float16 for each view. In order, every picture comes once, with the
+    quick classifier's logits (N, K): ((V, B, ...), (B, K)), V the views that answers are made with.
     """
 
     def __init__(self, views: list[Tensor], quick_logits: Tensor, *, batch_size: int, seed: int) -> None:
@@ -73,7 +73,7 @@ class StoredViews:
     def in_order(self) -> Iterator[tuple[tuple[Tensor, Tensor], Tensor]]:
         for start in range(0, self.n, self.batch_size):
             rows = slice(start, min(start + self.batch_size, self.n))
-            views = torch.stack([view[rows] for view in self.views])
+            views = torch.stack([view[rows] for view in self.views[:ANSWER_VIEWS]])
             yield (views, self.quick_logits[rows]), torch.arange(self.n)[rows]
 
 
@@ -87,9 +87,9 @@ def stored_task(
     assert config.batch_size is not None
     n_train, batch_size, seed = len(labels["train"]), config.batch_size, config.seed
     activations = [extractor.activations(view) for view in range(views)]
-    with torch.inference_mode():
-        quick = torch.stack([network.quick.classify(extractor.features(view)) for view in range(views)]).mean(0)
-    quick = quick.clone()
+    answers = range(min(views, ANSWER_VIEWS))
+    with torch.no_grad():
+        quick = torch.stack([network.quick.classify(extractor.features(view)) for view in answers]).mean(0)
     network.quick_scale.fill_(1 / fit_temperature(as_logits(quick[n_train:]).numpy(), labels["val"].numpy()))
     upper = Upper(network.tuned, extractor.boundary)
     network.requires_grad_(False)
@@ -116,7 +116,7 @@ def stored_task(
         module=upper,
         train=stored(slice(0, n_train)),
         val=stored(slice(n_train, None)),
-        val_pictures=len(labels["val"]) * views,
+        val_pictures=len(labels["val"]) * len(answers),
         prepare=prepare,
         predict=predict,
         use_layout=use_layout,

@@ -119,9 +119,9 @@ def _run(run: Path, config: TrainConfig, samples: Samples, classifier: Classifie
                 run, classifier, network, pooled, extractor, labels, weights,
                 clock=lambda: time.time() - started, deadline=config.time_budget * QUICK_SHARE,
             )  # fmt: skip
-            progress |= {"best": quick.bar_for_tuning(first), "views": first.views}
+            progress |= {"best": quick.bar_for_tuning(first), "views": first.about["validation"]["training_views"]}
             progress |= {"backend": extractor.backend_name, "stored": extractor.boundary > 0}
-        classifier.views = progress["views"]
+        classifier.views = min(progress["views"], quick.ANSWER_VIEWS)
         # In float32, and through both branches: about 2.5 times the frozen pass.
         evaluation = 2.5 * extractor.seconds_per_picture * classifier.views * int((samples.splits != "train").sum())
         if extractor.boundary:
@@ -129,7 +129,7 @@ def _run(run: Path, config: TrainConfig, samples: Samples, classifier: Classifie
             classifier.architecture, classifier.model = {**pooled, "boundary": extractor.boundary}, combined
             if begun:
                 checkpoint.restore(run, combined)
-            task = frozen.stored_task(config, combined, extractor, labels, classifier.views)
+            task = frozen.stored_task(config, combined, extractor, labels, progress["views"])
         else:
             task = prepare.image_task(config, classifier, pictures, rows)
     else:

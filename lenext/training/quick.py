@@ -36,6 +36,9 @@ BATCH = 32
 # Fine-tuning starts below the two deepest tapped resolutions or widths; what lies under that stays frozen.
 TUNED_TAPS = 2
 MOST_VIEWS = 4
+# Views to learn from cost time once, views to answer with cost it for every picture: beyond the mirror image they give
+# little.
+ANSWER_VIEWS = 2
 # What is learned from may be rougher than what is answered: bfloat16's rounding, 4 to 11 % of the norm in the middle of
 # EfficientNet-Lite0, is small noise to a fit on thousands of pictures. Answers are computed to closer tolerances.
 TRAINING_ERROR = 0.15
@@ -208,8 +211,11 @@ def train_quick(
         best = fitted
         _install(network, fitted)
         figures = {key: fitted[key] for key in ("val_loss", "val_accuracy", "error")} | {"epoch": 0}
+        figures["training_views"] = views
         about = classifier.about | {"validation": figures, "val_pictures": len(labels["val"]), "seconds": clock()}
-        quick = dataclasses.replace(classifier, model=network, architecture=architecture, views=views, about=about)
+        quick = dataclasses.replace(
+            classifier, model=network, architecture=architecture, views=min(views, ANSWER_VIEWS), about=about
+        )
         quick.save(run / runs.CLASSIFIER)
         if views == 1:
             quick.save(run / QUICK)
@@ -228,7 +234,7 @@ def _fit_views(
     x = torch.cat([view[:n_train] for view in features])
     shift, scale = x.mean(0), x.std(0).clamp_min(1e-6)
     x = (x - shift) / scale
-    val = [(view[n_train:] - shift) / scale for view in features]
+    val = [(view[n_train:] - shift) / scale for view in features[:ANSWER_VIEWS]]
     y, w = labels["train"].repeat(len(features)), weights.repeat(len(features))
     best: dict[str, Any] = {}
     theta: Tensor | None = before.get("theta")

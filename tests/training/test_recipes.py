@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -128,9 +129,9 @@ def test_recipe_birds(tmp_path):
     run = loop.train(config, tmp_path / "run")
     counts = json.loads((run / "data.json").read_text())["counts"]
     assert {split: sum(classes.values()) for split, classes in counts.items()} == {"train": 32, "val": 8}
-    classifier = lenext.load(run)
-    assert classifier.model.conv1.bias is not None
-    assert classifier.model.bn1.eps == 1.001e-5
+    model: Any = lenext.load(run).model
+    assert model.conv1.bias is not None
+    assert model.bn1.eps == 1.001e-5
     published = loop.configure({"recipe": "resnext50-birds"})
     assert (published.lr, published.batch_size, published.epochs, published.seed) == (1e-3, 8, 10, 123)
 
