@@ -63,7 +63,8 @@ def test_fine_tuning_changes_the_upper_part_alone_and_resumes_exactly(ten, tmp_p
     classifier = lenext.load(run)
     original = lenext.create_model("tf_efficientnet_lite0", num_classes=10, pretrained=True).state_dict()
     if isinstance(classifier.model, CombinedNetwork):
-        tuned = classifier.model.tuned.state_dict()
+        branch: Any = classifier.model.tuned
+        tuned = branch.state_dict()
         changed = {
             name for name in tuned if tuned[name].is_floating_point() and not torch.equal(tuned[name], original[name])
         }
@@ -74,9 +75,9 @@ def test_fine_tuning_changes_the_upper_part_alone_and_resumes_exactly(ten, tmp_p
         with torch.inference_mode():
             quick, both = classifier.model.quick(x), classifier.model(x)
             features = x
-            for stage in classifier.model.tuned.stages():
+            for stage in branch.stages():
                 features = stage(features)
-            alone = classifier.model.tuned.forward_head(features)
+            alone = branch.forward_head(features)
             expected = (quick * classifier.model.quick_scale + alone) / 2
         torch.testing.assert_close(both, expected, atol=1e-4, rtol=1e-4)
 
