@@ -5,10 +5,12 @@ A backend is a function from uint8 pictures (B, 3, S, S) to float32 outputs (B, 
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import logging
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,6 +43,14 @@ def torch_backend(model: nn.Module, preprocess: Preprocess, *, bfloat16: bool = 
     return run
 
 
+@functools.cache
+def _openvino_core() -> Any:
+    """One for the life of the process: its plugins must outlive everything that was compiled with them."""
+    import openvino
+
+    return openvino.Core()
+
+
 def openvino_backends(model: nn.Module, preprocess: Preprocess) -> dict[str, Callable[[], Backend]]:
     """{name: maker} for OpenVINO's CPU plugin in float32 and bfloat16; normalisation is part of the traced network."""
     import warnings
@@ -63,10 +73,12 @@ def openvino_backends(model: nn.Module, preprocess: Preprocess) -> dict[str, Cal
 
     def make(precision: str) -> Backend:
         settings = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
-        request = openvino.Core().compile_model(converted, "CPU", settings).create_infer_request()
+        compiled = _openvino_core().compile_model(converted, "CPU", settings)
+        request = compiled.create_infer_request()
 
         def run(x: Tensor) -> Tensor:
-            return torch.from_numpy(request.infer({0: x.numpy()})[0].astype(np.float32))
+            assert compiled is not None  # held as long as its request is: the request alone does not keep it
+            return torch.from_numpy(np.array(request.infer({0: x.numpy()})[0], dtype=np.float32))
 
         return run
 

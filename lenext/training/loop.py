@@ -60,6 +60,7 @@ def train(config: TrainConfig, out: str | Path | None = None, *, started: float 
     samples = sources.read(config.data, **prepare.split_options(config))
     config = dataclasses.replace(config, data=os.path.abspath(config.data))  # the run may be used from elsewhere
     config, choices = choose(config, samples)
+    prepare.device_of(config)  # a processor that is not there ends it here
     classifier = _new_classifier(config, samples)
     run = runs.create(out, str(config.model if config.recipe in ("auto", "fit") else config.recipe))
     runs.write_config(run, dataclasses.asdict(config))
