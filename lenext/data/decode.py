@@ -20,8 +20,10 @@ EXTENSIONS = frozenset(
     ".jpg .jpeg .jpe .jfif .jp2 .png .webp .avif .bmp .gif .tif .tiff .ppm .pgm .pbm".split()  # noqa: SIM905
 )
 
-# The limit above is checked by us and speaks the user's language; Pillow's warning would only repeat it.
+# The limit above is checked by us and speaks the user's language, and what is wrong with a file is said with its name:
+# Pillow's warnings would only repeat it without one.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 class UnreadableImage(ValueError):
