@@ -27,6 +27,7 @@ class Upper(nn.Module):
     """The tuned part: the activation at the boundary -> (B, num_classes). It shares its parameters with the network.
 
     Batch norms keep the statistics they were pretrained with: small batches of one task would only blur them.
+    What the head does before its last layer (dropout, in some networks) stays in evaluation mode, as the network is.
     """
 
     head_name = "head"
