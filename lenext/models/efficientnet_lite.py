@@ -23,7 +23,7 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lenext.models.layers import DropPath, drop_path_rates
+from lenext.models.layers import DropPath, drop_path_rates, round_channels
 
 NORM_EPS = 1e-3
 # The stages of the unscaled network: expansion, kernel size, stride, channels, blocks.
@@ -186,12 +186,6 @@ class EfficientNetLite(nn.Module):
         if "_conv_stem.weight" not in state or len(state) != len(ours):
             return state
         return dict(zip(ours, state.values(), strict=True))
-
-
-def round_channels(channels: float) -> int:
-    """The nearest multiple of 8 that is not more than a tenth below `channels`."""
-    rounded = max(8, int(channels + 4) // 8 * 8)
-    return rounded if rounded >= 0.9 * channels else rounded + 8
 
 
 VARIANTS = {

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lenext.models.layers import DropPath, drop_path_rates
+from lenext.models.layers import DropPath, drop_path_rates, resize_table
 
 
 class PatchEmbed(nn.Module):
@@ -185,17 +185,15 @@ class VisionTransformer(nn.Module):
         return state
 
 
-def resize_positions(table: Tensor, grid: int) -> Tensor:
-    """A table (1, 1 + n * n, C), class token first, interpolated to (1, 1 + grid * grid, C)."""
+def resize_positions(table: Tensor, grid: int, num_prefix: int = 1) -> Tensor:
+    """A table (1, P + n * n, C), P tokens that are no patches first, interpolated to (1, P + grid * grid, C)."""
     _, N, C = table.shape
-    old_grid = math.isqrt(N - 1)
-    if old_grid == grid or old_grid**2 != N - 1:
+    old_grid = math.isqrt(N - num_prefix)
+    if old_grid**2 != N - num_prefix:
         return table
-    cls_token, patches = table[:, :1], table[:, 1:]
-    patches = patches.reshape(1, old_grid, old_grid, C).permute(0, 3, 1, 2).float()  # (1, C, n, n)
-    patches = F.interpolate(patches, size=(grid, grid), mode="bicubic", antialias=True)  # (1, C, grid, grid)
-    patches = patches.flatten(2).transpose(1, 2).to(table.dtype)  # (1, grid * grid, C)
-    return torch.cat([cls_token, patches], dim=1)
+    prefix, patches = table[:, :num_prefix], table[0, num_prefix:]
+    patches = resize_table(patches.reshape(old_grid, old_grid, C), (grid, grid))  # (grid, grid, C)
+    return torch.cat([prefix, patches.reshape(1, grid**2, C)], dim=1)
 
 
 def from_jax(arrays: dict[str, Tensor]) -> dict[str, Tensor]:
