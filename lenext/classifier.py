@@ -23,6 +23,8 @@ from lenext import runs
 from lenext.data.decode import UnreadableImage, decode, to_rgb
 from lenext.data.transforms import dihedral, eval_transform
 from lenext.inference import Backend, torch_backend
+from lenext.models import MODELS, default_preprocess
+from lenext.models.imagenet import class_names
 from lenext.models.pooled import build_network
 from lenext.preprocess import Preprocess
 from lenext.version import __version__
@@ -163,11 +165,18 @@ def save_tensors(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str
         raise OSError(f"{file} could not be written: {error}") from None
 
 
-def load(path: str | Path) -> Classifier:
-    """The classifier of a run folder or of a classifier file.
+def load(path: str | Path, language: str | None = None) -> Classifier:
+    """The classifier of a run folder or of a classifier file; or a network of the zoo with its ImageNet weights.
+
+    path: a folder, a file, or a name of `lenext.list_models()` for the 1,000 classes of ImageNet.
+    language: of the ImageNet class names, "en" (the default) or "zh"; a classifier of one's own has its own names.
 
     Raises ValueError for anything else: a missing file, a folder without one, a pickle, a file cut short.
     """
+    if not Path(path).exists() and (str(path) in MODELS or str(path).startswith("timm:")):
+        return imagenet_classifier(str(path), language or "en")
+    if language is not None:
+        raise ValueError(f"{path} has class names of its own; language is for networks with ImageNet weights")
     path = Path(path)
     if path.is_dir():
         runs.require(path)
@@ -178,7 +187,9 @@ def load(path: str | Path) -> Classifier:
             )
         path = path / runs.CLASSIFIER
     if not path.is_file():
-        raise ValueError(f"{path} does not exist; a run folder or a classifier file was expected")
+        raise ValueError(
+            f"{path} does not exist; a run folder, a classifier file or a network's name (`lenext models`) was expected"
+        )
     metadata, tensors = _read_tensors(path)
     if metadata.get("format") != FORMAT:
         raise ValueError(
@@ -196,6 +207,25 @@ def load(path: str | Path) -> Classifier:
         views=header["views"],
         temperature=header["temperature"],
         about=header["about"],
+    )
+
+
+def imagenet_classifier(name: str, language: str = "en") -> Classifier:
+    """A network of the zoo with its public weights, the 1,000 classes of ImageNet and the right preprocessing."""
+    classes = class_names(language)
+    preprocess = default_preprocess(name)
+    architecture = {
+        "name": name,
+        "num_outputs": len(classes),
+        "image_size": preprocess.image_size,
+        "arguments": {},
+    }
+    return Classifier(
+        model=build_network(architecture, pretrained=True).eval(),
+        architecture=architecture,
+        classes=classes,
+        preprocess=preprocess,
+        about={"data": "ImageNet-1k"},
     )
 
 

@@ -21,6 +21,7 @@ from lenext.version import __version__
 DESCRIPTION = "Image classification, from a folder of photos to a trained, evaluated, explained classifier."
 Output = Literal["table", "json"]
 PredictOutput = Literal["table", "json", "csv", "parquet"]
+Language = Literal["en", "zh"]
 
 
 class _Parser(ArgumentParser):
@@ -101,11 +102,16 @@ def build_parser() -> ArgumentParser:
     commands.add_subcommand("evaluate", evaluate, help="measure a classifier")
 
     predict = _command("Name the classes of pictures.")
-    predict.add_argument("run", type=str, help="Run folder or classifier file")
+    predict.add_argument(
+        "run", type=str, help="Run folder, classifier file, or the name of a network with ImageNet weights"
+    )
     predict.add_argument("paths", nargs="+", type=str, help="Pictures, folders of pictures, or patterns like 'a/*.jpg'")
     predict.add_argument("--top-k", type=int, default=5, help="Number of classes in each answer")
     predict.add_argument("--format", type=PredictOutput, default="table", help="Form of the answer")
     predict.add_argument("--out", type=str | None, default=None, help="File for the answer (default: standard output)")
+    predict.add_argument(
+        "--language", type=Language | None, default=None, help="Of the ImageNet class names (default: en)"
+    )
     commands.add_subcommand("predict", predict, help="name the classes of pictures")
 
     models = _command("List the architectures, or show one layer by layer.")
@@ -177,6 +183,7 @@ def _predict(args: Namespace) -> int:
             top_k=given.get("top_k", 5),
             form=given.get("format", "table"),
             out=given.get("out"),
+            language=given.get("language"),
         )
     return 0 if answered else 1
 

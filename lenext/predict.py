@@ -21,13 +21,15 @@ from lenext.data.decode import EXTENSIONS
 log = logging.getLogger("lenext")
 
 
-def run(path: str, inputs: Sequence[str], *, top_k: int, form: str, out: str | None) -> int:
+def run(
+    path: str, inputs: Sequence[str], *, top_k: int, form: str, out: str | None, language: str | None = None
+) -> int:
     """Predict every picture that `inputs` name and write the answer; returns how many pictures got one."""
     if form == "parquet" and out is None:
         raise ValueError("--format parquet is binary and needs a file: --out answers.parquet")
     if top_k < 1:
         raise ValueError(f"--top-k is {top_k}; at least the best class must be asked for")
-    classifier = load(path)
+    classifier = load(path, language)
     pictures = expand(inputs)
     predictions = []
     with terminal.bar("predicting", len(pictures)) as bar:

@@ -135,10 +135,19 @@ def show_models(name: str | None) -> None:
     if name is not None:
         sys.stdout.write(catalogue.describe(name) + "\n")
         return
-    table = Table()
-    for column in ("name", "paper", "year", "input", "weights"):
-        table.add_column(column, justify="right" if column in ("year", "input") else "left")
+    table = Table(caption="M: millions. Multiply-adds of one image of the input size. Top-1: percent on ImageNet.")
+    for column in ("name", "paper", "year", "input", "parameters", "multiply-adds", "top-1", "weights"):
+        table.add_column(column, justify="left" if column in ("name", "paper", "top-1", "weights") else "right")
     for key in models.list_models():
-        paper, size = models.MODELS[key].paper, models.default_preprocess(key).image_size
-        table.add_row(key, f"{paper.authors}: {paper.title}", str(paper.year), str(size), catalogue.weights_note(key))
+        entry = models.MODELS[key]
+        table.add_row(
+            key,
+            entry.paper.authors,
+            str(entry.paper.year),
+            str(entry.preprocess.image_size),
+            f"{entry.parameters / 1e6:,.1f} M",
+            f"{entry.multiply_adds / 1e6:,.0f} M",
+            catalogue.accuracy_note(key),
+            catalogue.weights_note(key),
+        )
     output.print(table)

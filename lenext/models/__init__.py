@@ -1,4 +1,4 @@
-"""The zoo: one table, name -> the paper's file and the default preprocessing. One row is one model.
+"""The zoo: one table (`zoo.csv`, read by `table.py`), name -> paper and its file. One row is one model.
 
 Every network is an `nn.Module` that also says how it is put together, so that its features can be frozen,
 cached, tapped:
@@ -10,9 +10,9 @@ cached, tapped:
     model(x) == model.forward_head(features), where features is x passed through the stages in order
 
 The stages share their parameters with the model. A file of the zoo holds one paper: its class and, at the
-bottom, `VARIANTS`, name -> constructor. The class may have `min_image_size` (pixels) and a method
-`adapt_checkpoint(state) -> state`, which translates the checkpoints of others. `timm:NAME` builds a network
-of timm as it is.
+bottom, `VARIANTS`, name -> constructor. The class may have `min_image_size` (pixels), `head_names` (where several
+linear layers classify) and a method `adapt_checkpoint(state) -> state`, which translates the checkpoints of others.
+`timm:NAME` builds a network of timm as it is.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-from dataclasses import dataclass
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,77 +28,11 @@ from typing import Any
 from natsort import natsorted
 from torch import nn
 
+from lenext.models.table import MODELS, Entry, Paper
 from lenext.models.weights import load_pretrained
 from lenext.preprocess import Preprocess
 
 __all__ = ["MODELS", "Entry", "Paper", "create_model", "default_preprocess", "list_models"]
-
-
-@dataclass(frozen=True)
-class Paper:
-    """file: the module of `lenext.models` that explains it."""
-
-    file: str
-    authors: str
-    year: int
-    title: str
-
-
-@dataclass(frozen=True)
-class Entry:
-    """preprocess: what the default weights were trained with; the paper's input size where there are none."""
-
-    paper: Paper
-    preprocess: Preprocess
-
-
-LENET = Paper("lenet", "LeCun et al.", 1998, "Gradient-Based Learning Applied to Document Recognition")
-ALEXNET = Paper("alexnet", "Krizhevsky et al.", 2012, "ImageNet Classification with Deep Convolutional Neural Networks")
-ALEXNET_OWT = Paper(
-    "alexnet_owt", "Krizhevsky", 2014, "One weird trick for parallelizing convolutional neural networks"
-)
-RESNET = Paper("resnet", "He et al.", 2015, "Deep Residual Learning for Image Recognition")
-RESNEXT = Paper("resnext", "Xie et al.", 2016, "Aggregated Residual Transformations for Deep Neural Networks")
-EFFICIENTNET_LITE = Paper(
-    "efficientnet_lite", "Google", 2020, "Higher accuracy on vision models with EfficientNet-Lite"
-)
-VIT = Paper("vit", "Dosovitskiy et al.", 2020, "An Image is Worth 16x16 Words")
-CONVNEXT = Paper("convnext", "Liu et al.", 2022, "A ConvNet for the 2020s")
-
-CROP_256 = Preprocess(image_size=224, interpolation="bilinear", crop_fraction=224 / 256)
-CROP_232 = Preprocess(image_size=224, interpolation="bilinear", crop_fraction=224 / 232)
-BICUBIC = Preprocess(image_size=224, interpolation="bicubic", crop_fraction=0.875)
-# Networks trained by Google see pixels from -1 to 1.
-HALF = (0.5, 0.5, 0.5)
-LITE0 = Preprocess(image_size=224, mean=HALF, std=HALF, interpolation="bicubic", crop_fraction=0.875)
-LITE1 = Preprocess(image_size=240, mean=HALF, std=HALF, interpolation="bicubic", crop_fraction=0.882)
-LITE2 = Preprocess(image_size=260, mean=HALF, std=HALF, interpolation="bicubic", crop_fraction=0.89)
-AUGREG = Preprocess(image_size=224, mean=HALF, std=HALF, interpolation="bicubic", crop_fraction=0.9)
-
-MODELS = {
-    "lenet5": Entry(LENET, Preprocess(image_size=32, mean=HALF, std=HALF, crop_fraction=1.0)),
-    "alexnet": Entry(ALEXNET, Preprocess(image_size=224, mean=HALF, std=HALF, crop_fraction=224 / 256)),
-    "alexnet_owt": Entry(ALEXNET_OWT, CROP_256),
-    "resnet18": Entry(RESNET, CROP_256),
-    "resnet34": Entry(RESNET, CROP_256),
-    "resnet50": Entry(RESNET, CROP_232),
-    "resnet101": Entry(RESNET, CROP_232),
-    "resnet152": Entry(RESNET, CROP_232),
-    "resnext50_32x4d": Entry(RESNEXT, CROP_232),
-    "resnext101_32x8d": Entry(RESNEXT, CROP_232),
-    "tf_efficientnet_lite0": Entry(EFFICIENTNET_LITE, LITE0),
-    "tf_efficientnet_lite1": Entry(EFFICIENTNET_LITE, LITE1),
-    "tf_efficientnet_lite2": Entry(EFFICIENTNET_LITE, LITE2),
-    "vit_tiny_patch16_224": Entry(VIT, AUGREG),
-    "vit_small_patch16_224": Entry(VIT, AUGREG),
-    "vit_base_patch16_224": Entry(VIT, AUGREG),
-    "vit_base_patch32_224": Entry(VIT, AUGREG),
-    "vit_large_patch16_224": Entry(VIT, AUGREG),
-    "convnext_tiny": Entry(CONVNEXT, BICUBIC),
-    "convnext_small": Entry(CONVNEXT, BICUBIC),
-    "convnext_base": Entry(CONVNEXT, BICUBIC),
-    "convnext_large": Entry(CONVNEXT, BICUBIC),
-}
 
 
 def create_model(
@@ -138,19 +72,25 @@ def _create(
 ) -> nn.Module:
     paper = importlib.import_module(f"lenext.models.{_entry(name).paper.file}")
     build: partial[nn.Module] = paper.VARIANTS[name]
-    smallest = getattr(build.func, "min_image_size", 1)
-    if image_size is not None and image_size < smallest:
-        raise ValueError(f"image_size is {image_size} pixels, too few for {name}: at least {smallest} are needed.")
-
     parameters = inspect.signature(build.func).parameters.values()
     taken = {parameter.name for parameter in parameters if parameter.default is not inspect.Parameter.empty}
     if image_size is not None and "image_size" in taken:
+        _check_size(name, image_size, build.func)
         build = partial(build, image_size=image_size)
     taken -= {"num_classes", "in_channels", "image_size"}
     for argument in arguments:
         if argument not in taken:
             raise ValueError(f"{name} takes no argument {argument!r}; it takes {_listed(taken) or 'none'}.")
-    return build(num_classes=num_classes, in_channels=in_channels, **arguments)
+    model = build(num_classes=num_classes, in_channels=in_channels, **arguments)
+    if image_size is not None:
+        _check_size(name, image_size, model)  # a small stem takes smaller images
+    return model
+
+
+def _check_size(name: str, image_size: int, network: Any) -> None:
+    smallest = getattr(network, "min_image_size", 1)
+    if image_size < smallest:
+        raise ValueError(f"image_size is {image_size} pixels, too few for {name}: at least {smallest} are needed.")
 
 
 def _create_timm(
@@ -199,12 +139,13 @@ def default_preprocess(name: str) -> Preprocess:
     if not name.startswith("timm:"):
         return _entry(name).preprocess
     cfg = _timm(name).get_pretrained_cfg(name.removeprefix("timm:"))
+    size = cfg.input_size[-1]
     return Preprocess(
-        image_size=cfg.input_size[-1],
+        image_size=size,
         mean=tuple(cfg.mean),
         std=tuple(cfg.std),
         interpolation="bilinear" if cfg.interpolation == "bilinear" else "bicubic",
-        crop_fraction=cfg.crop_pct,
+        crop_fraction=size / math.floor(size / cfg.crop_pct),  # as timm's evaluation resizes
     )
 
 

@@ -20,12 +20,15 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from lenext.models.layers import activation_layer
+
 
 class AlexNet(nn.Module):
     """Images (B, in_channels, image_size, image_size) -> logits (B, num_classes).
 
     image_size: side of the input, pixels, at least 63; the first linear layer is built for it.
     lrn: local response normalisation after the first and the second convolution.
+    activation: what follows every convolution and linear layer but the last, such as "relu" or "tanh".
     dropout: share of units dropped before each of the first two linear layers, in training.
     """
 
@@ -39,6 +42,7 @@ class AlexNet(nn.Module):
         in_channels: int = 3,
         image_size: int = 224,
         lrn: bool = False,
+        activation: str = "relu",
         dropout: float = 0.5,
     ) -> None:
         super().__init__()
@@ -60,7 +64,7 @@ class AlexNet(nn.Module):
         self.fc6 = nn.Linear(256 * side * side, 4096)
         self.fc7 = nn.Linear(4096, 4096)
         self.fc8 = nn.Linear(4096, num_classes)
-        self.relu = nn.ReLU(inplace=True)
+        self.activation = activation_layer(activation)
         self.pool = nn.MaxPool2d(kernel_size=3, stride=2)
         self.dropout = nn.Dropout(dropout)
 
@@ -74,28 +78,28 @@ class AlexNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # Shapes are those of a 224 x 224 image.
-        x = self.pool(self.norm1(self.relu(self.conv1(x))))  # (B, 96, 55, 55) -> (B, 96, 27, 27)
-        x = self.pool(self.norm2(self.relu(self.conv2(x))))  # (B, 256, 27, 27) -> (B, 256, 13, 13)
-        x = self.relu(self.conv3(x))  # (B, 384, 13, 13)
-        x = self.relu(self.conv4(x))  # (B, 384, 13, 13)
-        x = self.pool(self.relu(self.conv5(x)))  # (B, 256, 13, 13) -> (B, 256, 6, 6)
+        x = self.pool(self.norm1(self.activation(self.conv1(x))))  # (B, 96, 55, 55) -> (B, 96, 27, 27)
+        x = self.pool(self.norm2(self.activation(self.conv2(x))))  # (B, 256, 27, 27) -> (B, 256, 13, 13)
+        x = self.activation(self.conv3(x))  # (B, 384, 13, 13)
+        x = self.activation(self.conv4(x))  # (B, 384, 13, 13)
+        x = self.pool(self.activation(self.conv5(x)))  # (B, 256, 13, 13) -> (B, 256, 6, 6)
         return self.forward_head(x)
 
     def forward_head(self, features: Tensor) -> Tensor:
         """Last feature map (B, 256, 6, 6) at a 224 x 224 image -> logits (B, num_classes)."""
         x = features.flatten(1)  # (B, 9216)
-        x = self.relu(self.fc6(self.dropout(x)))  # (B, 4096)
-        x = self.relu(self.fc7(self.dropout(x)))  # (B, 4096)
+        x = self.activation(self.fc6(self.dropout(x)))  # (B, 4096)
+        x = self.activation(self.fc7(self.dropout(x)))  # (B, 4096)
         return self.fc8(x)
 
     def stages(self) -> list[nn.Module]:
         """The five convolutions, each with what follows it, from the image to the last feature map."""
         return [
-            nn.Sequential(self.conv1, self.relu, self.norm1, self.pool),
-            nn.Sequential(self.conv2, self.relu, self.norm2, self.pool),
-            nn.Sequential(self.conv3, self.relu),
-            nn.Sequential(self.conv4, self.relu),
-            nn.Sequential(self.conv5, self.relu, self.pool),
+            nn.Sequential(self.conv1, self.activation, self.norm1, self.pool),
+            nn.Sequential(self.conv2, self.activation, self.norm2, self.pool),
+            nn.Sequential(self.conv3, self.activation),
+            nn.Sequential(self.conv4, self.activation),
+            nn.Sequential(self.conv5, self.activation, self.pool),
         ]
 
 

@@ -14,41 +14,51 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from lenext.models.layers import activation_layer
+
 
 class AlexNetOWT(nn.Module):
     """Images (B, in_channels, H, W), H and W at least 63 -> logits (B, num_classes).
 
+    activation: what follows every convolution and linear layer but the last, such as "relu" or "tanh".
     dropout: share of units dropped before each of the first two linear layers, in training.
     """
 
     head_name = "classifier.6"
     min_image_size = 63  # below it the last max-pooling has nothing to pool
 
-    def __init__(self, *, num_classes: int = 1000, in_channels: int = 3, dropout: float = 0.5) -> None:
+    def __init__(
+        self,
+        *,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        activation: str = "relu",
+        dropout: float = 0.5,
+    ) -> None:
         super().__init__()
         self.features = nn.Sequential(  # shapes are those of a 224 x 224 image
             nn.Conv2d(in_channels, 64, kernel_size=11, stride=4, padding=2),  # (B, 64, 55, 55)
-            nn.ReLU(inplace=True),
+            activation_layer(activation),
             nn.MaxPool2d(kernel_size=3, stride=2),  # (B, 64, 27, 27)
             nn.Conv2d(64, 192, kernel_size=5, padding=2),  # (B, 192, 27, 27)
-            nn.ReLU(inplace=True),
+            activation_layer(activation),
             nn.MaxPool2d(kernel_size=3, stride=2),  # (B, 192, 13, 13)
             nn.Conv2d(192, 384, kernel_size=3, padding=1),  # (B, 384, 13, 13)
-            nn.ReLU(inplace=True),
+            activation_layer(activation),
             nn.Conv2d(384, 256, kernel_size=3, padding=1),  # (B, 256, 13, 13)
-            nn.ReLU(inplace=True),
+            activation_layer(activation),
             nn.Conv2d(256, 256, kernel_size=3, padding=1),  # (B, 256, 13, 13)
-            nn.ReLU(inplace=True),
+            activation_layer(activation),
             nn.MaxPool2d(kernel_size=3, stride=2),  # (B, 256, 6, 6)
         )
         self.avgpool = nn.AdaptiveAvgPool2d(6)
         self.classifier = nn.Sequential(
             nn.Dropout(dropout),
             nn.Linear(256 * 6 * 6, 4096),
-            nn.ReLU(inplace=True),
+            activation_layer(activation),
             nn.Dropout(dropout),
             nn.Linear(4096, 4096),
-            nn.ReLU(inplace=True),
+            activation_layer(activation),
             nn.Linear(4096, num_classes),
         )
 

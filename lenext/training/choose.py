@@ -12,14 +12,12 @@ from lenext.config import TrainConfig
 from lenext.data.decode import read_size
 from lenext.data.sources import Samples
 from lenext.models import catalogue
-from lenext.models.weights import has_offline_weights
+from lenext.models.weights import has_offline_weights, has_public_weights
 from lenext.training.optim import default_lr
 
 # Architectures in the order of preference when none is named and their weights are on the machine.
 PREFERRED = ("tf_efficientnet_lite0",)
 FROM_SCRATCH = "resnet18"
-# Networks that take any input size and lose little on small ones.
-ANY_SIZE = ("resnet", "resnext", "efficientnet", "tf_efficientnet", "convnext")
 SMALL = 96
 
 
@@ -42,7 +40,7 @@ def choose(config: TrainConfig, samples: Samples) -> tuple[TrainConfig, list[str
         pretrained = has_offline_weights(model)
         if pretrained:
             said.append("pretrained: its ImageNet weights are on this machine (--pretrained false for random weights)")
-        elif catalogue.has_public_weights(model):
+        elif has_public_weights(model):
             said.append(
                 f"random weights: those of {model} are not on this machine (--pretrained true downloads them, and "
                 "with few pictures that is worth a lot)"
@@ -84,11 +82,11 @@ def _median_side(samples: Samples, most: int = 200) -> float:
 
 
 def _image_size(model: str, pretrained: bool, native: int, side: float) -> tuple[int, str]:
-    if not model.startswith(ANY_SIZE):
+    if not catalogue.takes_any_size(model):
         return native, f"the size {model} is made for"
     if pretrained:
         # Small pictures gain from enlarging; larger inputs than the weights learned at cost more than they give.
         size = int(min(max(side, native * 4 / 7), native)) // 4 * 4
         return size, f"the pictures' short side is {side:.0f} and the weights were learned at {native}"
-    size = int(min(max(16 * round(side / 16), 32), native))
+    size = int(min(max(16 * round(side / 16), 32, catalogue.smallest_size(model)), native))
     return size, f"the pictures' short side is {side:.0f}"

@@ -234,8 +234,39 @@ def test_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_names_without_default_weights() -> None:
-    with pytest.raises(ValueError, match=r"no published weights of alexnet; there are of .*alexnet_owt"):
+    with pytest.raises(ValueError, match=r"no public ImageNet weights of alexnet\. `lenext models` shows"):
         create_model("alexnet", pretrained=True)
+
+
+def test_weights_that_only_a_browser_can_fetch() -> None:
+    with pytest.raises(ValueError, match=r"publish the weights of as_mlp_tiny on https://.*browser.*--pretrained PATH"):
+        weights.default_weights("as_mlp_tiny")
+
+
+def test_a_download_without_a_published_hash_says_its_own(
+    state: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def download(url: str, destination: str, hash_prefix: str | None, progress: bool) -> None:
+        assert url == "https://github.com/yitu-opensource/T2T-ViT/releases/download/main/71.7_T2T_ViT_7.pth.tar"
+        assert hash_prefix is None
+        Path(destination).write_bytes(b"abc")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    with caplog.at_level(logging.INFO, "lenext"):
+        assert weights.default_weights("t2t_vit_7").read_bytes() == b"abc"
+    # The SHA-256 of "abc" is the example of the standard, FIPS 180-4.
+    assert "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad" in caplog.text
+
+
+def test_arguments_of_the_training_program_beside_the_weights(state: dict[str, Tensor], tmp_path: Path) -> None:
+    """What timm's training script saves; the averaged weights win."""
+    import argparse
+
+    averaged = {key: t + 1 if t.is_floating_point() else t for key, t in state.items()}
+    content = {"args": argparse.Namespace(lr=0.1), "epoch": 3, "state_dict": state, "state_dict_ema": averaged}
+    torch.save(content, tmp_path / "timm.pth.tar")
+    assert equal(resnet18(pretrained=tmp_path / "timm.pth.tar"), averaged)
 
 
 def test_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
