@@ -54,7 +54,7 @@ class ImageNorm(nn.Module):
 
 
 class Pooling(nn.Module):
-    """What the mean of the 3x3 neighbours differs by, as the shortcut adds the pixel: (B, H, W, C) -> the same."""
+    """The mean of 3x3 pixels, less the pixel itself, which the shortcut adds: (B, H, W, C) -> (B, H, W, C)."""
 
     def forward(self, x: Tensor) -> Tensor:
         mean = x.permute(0, 3, 1, 2)  # (B, C, H, W)

@@ -39,7 +39,7 @@ class Embedding(nn.Module):
 
 
 class Pooling(nn.Module):
-    """What the mean of the 3x3 neighbours differs by, as the shortcut adds the pixel: (B, C, H, W) -> the same."""
+    """The mean of 3x3 pixels, less the pixel itself, which the shortcut adds: (B, C, H, W) -> (B, C, H, W)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.avg_pool2d(x, kernel_size=3, stride=1, padding=1, count_include_pad=False) - x

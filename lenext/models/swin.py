@@ -87,7 +87,10 @@ class WindowAttention(nn.Module):
 
         qkv = self.qkv(x).reshape(BW, N, 3, self.num_heads, C // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B * windows, heads, N, C/heads)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        if torch.compiler.is_exporting():  # with a learned bias, PyTorch 2.14 takes the fused one apart wrongly
+            x = (q @ k.transpose(-2, -1) * (C // self.num_heads) ** -0.5 + bias).softmax(-1) @ v
+        else:
+            x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         x = x.transpose(1, 2).reshape(BW, N, C)
         return self.dropout(self.proj(x))
 

@@ -77,17 +77,17 @@ class TokenPerformer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         k, q, v = self.kqv(self.norm1(x)).chunk(3, dim=-1)  # each (B, N, dim)
         k, q = self.features(k), self.features(q)  # (B, N, M)
-        total = q @ k.sum(dim=1).unsqueeze(2)  # (B, N, 1)
-        x = q @ (k.transpose(1, 2) @ v) / (total + 1e-8)  # (B, N, dim)
+        total = q @ k.sum(dim=1).unsqueeze(2) + 1e-8 * len(self.w)  # (B, N, 1)
+        x = q @ (k.transpose(1, 2) @ v) / total  # (B, N, dim)
         x = v + self.dropout(self.proj(x))
         return x + self.mlp(self.norm2(x))
 
     def features(self, x: Tensor) -> Tensor:
-        """exp(w x - |x|^2 / 2) / sqrt(M) for M random projections w: (B, N, dim) -> (B, N, M)."""
-        M, _ = self.w.shape
+        """exp(w x - |x|^2 / 2) for M random projections w: (B, N, dim) -> (B, N, M)."""
+        # Left out: 1 / sqrt(M), which cancels. With it the 1e-8 would stand bare, and ONNX's tools drop that as 0.
         wide = x.float()  # the squares of bfloat16 are too coarse for an exponent
         exponent = F.linear(wide, self.w.float()) - wide.square().sum(dim=-1, keepdim=True) / 2
-        return (exponent.exp() / math.sqrt(M)).to(x.dtype)
+        return exponent.exp().to(x.dtype)
 
 
 class TokenAttention(nn.Module):
@@ -287,11 +287,10 @@ def sinusoids(length: int, dim: int) -> Tensor:
     return torch.where(channels % 2 == 0, angles.sin(), angles.cos()).float()
 
 
-SMALL = partial(T2TViT, dim=256, num_heads=4, mlp_ratio=2, token_dropout=0.1)
 VARIANTS = {
-    "t2t_vit_7": partial(SMALL, depth=7),
-    "t2t_vit_10": partial(SMALL, depth=10),
-    "t2t_vit_12": partial(SMALL, depth=12),
+    "t2t_vit_7": partial(T2TViT, dim=256, depth=7, num_heads=4, mlp_ratio=2, token_dropout=0.1),
+    "t2t_vit_10": partial(T2TViT, dim=256, depth=10, num_heads=4, mlp_ratio=2, token_dropout=0.1),
+    "t2t_vit_12": partial(T2TViT, dim=256, depth=12, num_heads=4, mlp_ratio=2, token_dropout=0.1),
     "t2t_vit_14": partial(T2TViT, dim=384, depth=14, num_heads=6, mlp_ratio=3, token_dropout=0.1),
     "t2t_vit_19": partial(T2TViT, dim=448, depth=19, num_heads=7, mlp_ratio=3, token_dropout=0.1),
     "t2t_vit_24": partial(T2TViT, dim=512, depth=24, num_heads=8, mlp_ratio=3, token_dropout=0.1),

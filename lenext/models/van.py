@@ -7,12 +7,11 @@ Attention weighs each value by what is far away, but it forgets that an image ha
 channels alike. Large kernel attention takes the weights from a convolution that sees 21 x 21 pixels, cut into
 three cheap ones: depthwise 5x5, depthwise 7x7 on every third pixel, and 1x1 across channels. The input is
 multiplied by them, pixel by pixel and channel by channel. The perceptrons have a depthwise 3x3 in the middle.
+Learned factors, 0.01 at the start, scale the branches, and in that of attention its input as well.
 
-Deviations from the paper, all of the authors' code, whose weights fit: attention has a shortcut of its own, from
-the normalised map, besides that of the block; learned factors per channel, 0.01 at the start, scale the residual
-branches. Branches are not dropped by default (published: `drop_path` 0.1, b3 0.2). The names of the parameters
-are those of the authors' checkpoints, but for the depthwise convolution of the perceptrons, which
-`adapt_checkpoint` translates.
+Deviations from the paper: none. Branches are not dropped by default (published: `drop_path` 0.1, b3 0.2). The
+names of the parameters are those of the authors' checkpoints, but for the depthwise convolution of the
+perceptrons, which `adapt_checkpoint` translates.
 """
 
 from __future__ import annotations

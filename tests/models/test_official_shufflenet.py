@@ -37,14 +37,14 @@ def official_shapes(name: str, num_classes: int = 1000, in_channels: int = 3) ->
     """Names and shapes of all tensors in the authors' checkpoint, in its order."""
     shapes: dict[str, tuple[int, ...]] = {}
 
-    def norm(key: str, channels: int) -> None:
+    def add_norm(key: str, channels: int) -> None:
         shapes.update({f"{key}.{tensor}": (channels,) for tensor in ("weight", "bias", "running_mean", "running_var")})
         shapes[f"{key}.num_batches_tracked"] = ()
 
     groups = groups_of(name)
     channels, *widths = CHANNELS[name]
     shapes["first_conv.0.weight"] = (channels, in_channels, 3, 3)
-    norm("first_conv.1", channels)
+    add_norm("first_conv.1", channels)
     block = 0
     for width, repeats in zip(widths, BLOCKS, strict=True):
         for i in range(repeats):
@@ -53,11 +53,11 @@ def official_shapes(name: str, num_classes: int = 1000, in_channels: int = 3) ->
             # for groups.
             result = width - channels if i == 0 else width
             shapes[f"{key}.branch_main_1.0.weight"] = (middle, channels if block == 0 else channels // groups, 1, 1)
-            norm(f"{key}.branch_main_1.1", middle)
+            add_norm(f"{key}.branch_main_1.1", middle)
             shapes[f"{key}.branch_main_1.3.weight"] = (middle, 1, 3, 3)
-            norm(f"{key}.branch_main_1.4", middle)
+            add_norm(f"{key}.branch_main_1.4", middle)
             shapes[f"{key}.branch_main_2.0.weight"] = (result, middle // groups, 1, 1)
-            norm(f"{key}.branch_main_2.1", result)
+            add_norm(f"{key}.branch_main_2.1", result)
             channels = width
             block += 1
     shapes["classifier.0.weight"] = (num_classes, channels)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lenext.models import create_model, weights
@@ -29,7 +29,6 @@ NETWORKS = {
     "t2t_vit_t_19": ("transformer", 448, 19, 7, 3, 39_172_942),
     "t2t_vit_t_24": ("transformer", 512, 24, 8, 3, 64_101_454),
 }
-HEADS = {name: heads for name, (_, _, _, heads, _, _) in NETWORKS.items()}
 TOKEN_DIM = 64  # width of the first layers
 FEATURES = 32  # rows of a performer's projection
 FIXED = ("pos_embed", "attention1.w", "attention2.w")
@@ -52,51 +51,51 @@ def official_shapes(
         "pos_embed": (1, 1 + (image_size // 16) ** 2, dim),
     }
 
-    def linear(key: str, in_dim: int, out_dim: int, *, bias: bool = True) -> None:
+    def add_linear(key: str, in_dim: int, out_dim: int, *, bias: bool = True) -> None:
         shapes[f"{key}.weight"] = (out_dim, in_dim)
         if bias:
             shapes[f"{key}.bias"] = (out_dim,)
 
-    def convolution(key: str, in_dim: int, out_dim: int, side: int) -> None:
+    def add_convolution(key: str, in_dim: int, out_dim: int, side: int) -> None:
         shapes.update({f"{key}.weight": (out_dim, in_dim, side, side), f"{key}.bias": (out_dim,)})
 
-    def norm(key: str, dim: int) -> None:
+    def add_norm(key: str, dim: int) -> None:
         shapes.update({f"{key}.weight": (dim,), f"{key}.bias": (dim,)})
 
     first = "tokens_to_token"
     if kind == "convolution":
-        convolution(f"{first}.soft_split0", in_channels, inner, 7)
-        convolution(f"{first}.soft_split1", inner, inner, 3)
-        convolution(f"{first}.project", inner, dim, 3)
+        add_convolution(f"{first}.soft_split0", in_channels, inner, 7)
+        add_convolution(f"{first}.soft_split1", inner, inner, 3)
+        add_convolution(f"{first}.project", inner, dim, 3)
     else:
         for i, values in ((1, 7 * 7 * in_channels), (2, 3 * 3 * inner)):
             key = f"{first}.attention{i}"
             if kind == "performer":
                 shapes[f"{key}.w"] = (FEATURES, inner)
-                linear(f"{key}.kqv", values, 3 * inner)
-                linear(f"{key}.proj", inner, inner)
-                norm(f"{key}.norm1", values)
-                norm(f"{key}.norm2", inner)
-                linear(f"{key}.mlp.0", inner, inner)
-                linear(f"{key}.mlp.2", inner, inner)
+                add_linear(f"{key}.kqv", values, 3 * inner)
+                add_linear(f"{key}.proj", inner, inner)
+                add_norm(f"{key}.norm1", values)
+                add_norm(f"{key}.norm2", inner)
+                add_linear(f"{key}.mlp.0", inner, inner)
+                add_linear(f"{key}.mlp.2", inner, inner)
             else:
-                norm(f"{key}.norm1", values)
-                linear(f"{key}.attn.qkv", values, 3 * inner, bias=False)
-                linear(f"{key}.attn.proj", inner, inner)
-                norm(f"{key}.norm2", inner)
-                linear(f"{key}.mlp.fc1", inner, inner)
-                linear(f"{key}.mlp.fc2", inner, inner)
-        linear(f"{first}.project", 3 * 3 * inner, dim)
+                add_norm(f"{key}.norm1", values)
+                add_linear(f"{key}.attn.qkv", values, 3 * inner, bias=False)
+                add_linear(f"{key}.attn.proj", inner, inner)
+                add_norm(f"{key}.norm2", inner)
+                add_linear(f"{key}.mlp.fc1", inner, inner)
+                add_linear(f"{key}.mlp.fc2", inner, inner)
+        add_linear(f"{first}.project", 3 * 3 * inner, dim)
     for block in range(blocks):
         key = f"blocks.{block}"
-        norm(f"{key}.norm1", dim)
-        linear(f"{key}.attn.qkv", dim, 3 * dim, bias=False)
-        linear(f"{key}.attn.proj", dim, dim)
-        norm(f"{key}.norm2", dim)
-        linear(f"{key}.mlp.fc1", dim, ratio * dim)
-        linear(f"{key}.mlp.fc2", ratio * dim, dim)
-    norm("norm", dim)
-    linear("head", dim, num_classes)
+        add_norm(f"{key}.norm1", dim)
+        add_linear(f"{key}.attn.qkv", dim, 3 * dim, bias=False)
+        add_linear(f"{key}.attn.proj", dim, dim)
+        add_norm(f"{key}.norm2", dim)
+        add_linear(f"{key}.mlp.fc1", dim, ratio * dim)
+        add_linear(f"{key}.mlp.fc2", ratio * dim, dim)
+    add_norm("norm", dim)
+    add_linear("head", dim, num_classes)
     return shapes
 
 
@@ -229,6 +228,10 @@ def test_names_and_shapes(name: str) -> None:
     assert {key: t.shape for key, t in model.state_dict().items()} == {key: t.shape for key, t in expected.items()}
     assert sum(parameter.numel() for parameter in model.parameters()) == NETWORKS[name][-1]
     assert sum(math.prod(shape) for shape in official_shapes(name).values()) == NETWORKS[name][-1]
+    assert {module.eps for module in model.modules() if isinstance(module, nn.LayerNorm)} == {1e-5}
+    layers = model.get_submodule("tokens_to_token").modules()
+    dropped = {module.p for module in layers if isinstance(module, nn.Dropout)}
+    assert dropped == {0.1 if NETWORKS[name][0] == "performer" else 0.0}
 
 
 def test_names_and_shapes_with_convolutions() -> None:
@@ -262,14 +265,15 @@ def test_whole_network(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_logits_of_two_blocks(name: str, tmp_path: Path) -> None:
-    sizes = {"depth": 2, "num_classes": 10, "image_size": 64}
+    sizes: dict[str, Any] = {"depth": 2, "num_classes": 10, "image_size": 64}
     state = official_state(name, **sizes)
     torch.save({"state_dict_ema": state}, tmp_path / "official.pth.tar")
     model = build_ours(name, **sizes).eval()
     weights.load_pretrained(model, name, tmp_path / "official.pth.tar")
     x = images(2, 64)
+    tokens, _, _, heads, _, _ = NETWORKS[name]
     with torch.inference_mode():
-        expected, logits = reference(state, x, NETWORKS[name][0], HEADS[name]), model(x)
+        expected, logits = reference(state, x, tokens, heads), model(x)
     assert expected.std() > 0.05, "the comparison would see nothing"
     assert close(logits, expected)
 
@@ -277,14 +281,15 @@ def test_logits_of_two_blocks(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("tokens", ["performer", "transformer", "convolution"])
 @pytest.mark.parametrize(("size", "in_channels"), [(96, 1), (128, 4)])
 def test_other_tokens_and_images(tokens: str, size: int, in_channels: int, tmp_path: Path) -> None:
-    sizes = {"depth": 2, "tokens": tokens, "num_classes": 10, "image_size": size, "in_channels": in_channels}
+    sizes: dict[str, Any] = {"depth": 2, "tokens": tokens, "num_classes": 10}
+    sizes |= {"image_size": size, "in_channels": in_channels}
     state = official_state("t2t_vit_7", **sizes)
     torch.save({"state_dict": {f"module.{key}": t for key, t in state.items()}}, tmp_path / "official.pth.tar")
     model = build_ours("t2t_vit_7", **sizes).eval()
     weights.load_pretrained(model, "t2t_vit_7", tmp_path / "official.pth.tar")
     x = images(2, size, in_channels)
     with torch.inference_mode():
-        expected, logits = reference(state, x, tokens, HEADS["t2t_vit_7"]), model(x)
+        expected, logits = reference(state, x, tokens, 4), model(x)
     assert expected.std() > 0.05, "the comparison would see nothing"
     assert close(logits, expected)
 

@@ -98,7 +98,7 @@ def reference(
 
     def convolve(key: str, x: Tensor, stride: int = 1, padding: int = 0, dilation: int = 1) -> Tensor:
         weight, bias = state[f"{key}.weight"], state[f"{key}.bias"]
-        groups = x.shape[1] if weight.shape[1] == 1 and x.shape[1] > 1 else 1  # one filter a channel, or all
+        groups = x.shape[1] if weight.shape[1] == 1 else 1  # one filter a channel, or all
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
     def batch_norm(key: str, x: Tensor) -> Tensor:
