@@ -187,7 +187,7 @@ def vgg() -> list[Part]:
     five = grid(5, 5, 17, fill=square(0, 0, 5, BLUE), frames=[(0, 0, 3, 3, "#2f6ca8")])
     three = grid(3, 3, 17, fill=square(0, 0, 3, ORANGE) | {(0, 0): BLUE})
     seen = row(five, three, grid(1, 1, 17, fill={(0, 0): GREEN}), between=["3x3", "3x3"])
-    level = chain("= C x H x W", "3x3 conv, 2C; ReLU", "3x3 conv, 2C; ReLU", "2x2 max-pool, /2", "= 2C x H/2 x W/2")
+    level = chain("= C x H x W", "3x3 conv, C'; ReLU", "3x3 conv, C'; ReLU", "2x2 max-pool, /2", "= C' x H/2 x W/2")
     note = "= 2 · 9 C² = 18 C² weights\nin place of 25 C²,\nand one more ReLU"
     return [titled("Two 3x3 see 5x5", seen, note), titled("A level", level)]
 
@@ -316,7 +316,7 @@ def shufflenet_v2() -> list[Part]:
     first = chain("3x3 depthwise, /2; BN", "1x1 conv; BN, ReLU")
     second = chain("1x1 conv; BN, ReLU", "3x3 depthwise, /2; BN", "1x1 conv; BN, ReLU")
     block = chain("= C channels", "split: C/2 and C/2", fork(None, half, join="concatenate, shuffle", gap=60))
-    down = chain("= C channels", fork(first, second, join="concatenate, shuffle"), "= 2C channels, H/2 x W/2")
+    down = chain("= C channels", fork(first, second, join="concatenate, shuffle"), "= C' channels, H/2 x W/2")
     return [titled("Block", block), titled("Down block", down)]
 
 
@@ -382,8 +382,8 @@ def efficientnet_v2() -> list[Part]:
     )
     fused = residual("3x3 conv, 4C; BN, SiLU", "1x1 conv, C; BN")
     return [
-        titled("MBConv", mbconv, "= stages 4 to 6"),
-        titled("Fused MBConv", fused, "= stages 1 to 3: more arithmetic,\nless memory traffic"),
+        titled("MBConv", mbconv, "= stages 4 to 6,\n6C from the fifth on"),
+        titled("Fused MBConv", fused, "= stages 1 to 3 (in the first one 3x3 alone):\nmore arithmetic, less memory traffic"),
     ]
 
 

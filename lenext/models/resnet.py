@@ -174,11 +174,10 @@ class ResNet(nn.Module):
         rates = iter(drop_path_rates(drop_path, sum(depths)))
 
         def stage(in_dim: int, dim: int, depth: int, stride: int) -> nn.Sequential:
+            build: partial[BasicBlock] | partial[Bottleneck] = partial(BasicBlock)
             if block is Bottleneck:
                 width = dim * base_width // 64 * cardinality
                 build = partial(Bottleneck, width=width, cardinality=cardinality)
-            else:
-                build = partial(BasicBlock)
             blocks = nn.Sequential()
             for i in range(depth):
                 layer = build(

@@ -15,8 +15,8 @@ Deviations from the paper, all of the authors' code, whose parameter names and w
   Transformer divides by the root of the input's width, not of the keys';
 - the Performer's layers drop a tenth of their units in training (`token_dropout`).
 Branches are not dropped by default (published: 0.1). The position table and the Performer's random projections
-are parameters that are not trained. A checkpoint's table of another image size is interpolated, as the authors
-do: computed anew, it would place the patches elsewhere than the blocks have learned.
+are parameters that are not trained. A checkpoint's table of another image size is interpolated, as by
+the authors (but antialiased): computed anew, it would place the patches elsewhere than the blocks have learned.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from lenext.config import TrainConfig
 from lenext.data.loader import derive_seed, epoch_order
 from lenext.evaluation.calibration import fit_temperature
 from lenext.models.pooled import CombinedNetwork, combine
+from lenext.models.weights import head_names
 from lenext.training.prepare import Task
 from lenext.training.quick import ANSWER_VIEWS, Extractor
 
@@ -34,8 +35,14 @@ class Upper(nn.Module):
 
     def __init__(self, network: nn.Module, boundary: int) -> None:
         super().__init__()
-        self.stages = nn.ModuleList(network.stages()[boundary:])  # type: ignore[operator]
-        self.head = network.get_submodule(network.head_name)  # type: ignore[arg-type]
+        stages: list[nn.Module] = network.stages()  # type: ignore[operator]
+        self.stages = nn.ModuleList(stages[boundary:])
+        heads = [network.get_submodule(name) for name in head_names(network)]
+        self.head = nn.ModuleList(heads)
+        # What else the head is made of: hidden layers, a norm after pooling.
+        known = {id(p) for module in (*stages, *heads) for p in module.parameters()}
+        owners = [m for m in network.modules() if any(id(p) not in known for p in m.parameters(recurse=False))]
+        self.before_head = nn.ModuleList(owners)
         self._forward_head = network.forward_head
 
     def forward(self, x: Tensor) -> Tensor:
@@ -93,8 +100,10 @@ def stored_task(
         quick = torch.stack([network.quick.classify(extractor.features(view)) for view in answers]).mean(0)
     network.quick_scale.fill_(1 / fit_temperature(as_logits(quick[n_train:]).numpy(), labels["val"].numpy()))
     upper = Upper(network.tuned, extractor.boundary)
+    learned = {id(parameter) for parameter in network.parameters() if parameter.requires_grad}
     network.requires_grad_(False)
-    upper.requires_grad_(True)
+    for parameter in upper.parameters():
+        parameter.requires_grad_(id(parameter) in learned)  # a fixed table stays as it is
     layout: dict[str, Any] = {"format": torch.contiguous_format, "device": torch.device("cpu")}
 
     def use_layout(*, channels_last: bool, device: torch.device) -> None:

@@ -24,6 +24,7 @@ from lenext.data.loader import Batches
 from lenext.data.sources import Samples
 from lenext.data.transforms import eval_transform, normalise, train_transform
 from lenext.evaluation import figures
+from lenext.models.weights import head_names
 from lenext.preprocess import Preprocess
 from lenext.training.objective import compute_loss
 from lenext.training.speed import fastest_speed
@@ -237,9 +238,9 @@ def preprocess_of(config: TrainConfig) -> Preprocess:
 
 
 def fresh_head(config: TrainConfig, module: nn.Module) -> nn.Module | None:
-    """The last layer of what is trained, if it starts from random weights on top of pretrained ones."""
-    name = getattr(module, "head_name", None)
-    return module.get_submodule(name) if config.pretrained and name else None
+    """The last layers of what is trained, if they start from random weights on top of pretrained ones."""
+    names = head_names(module) if config.pretrained else ()
+    return nn.ModuleList(module.get_submodule(name) for name in names) if names else None
 
 
 def split_options(config: TrainConfig) -> dict[str, Any]:

@@ -51,13 +51,13 @@ SHORT: dict[str, tuple[dict[str, Any], dict[str, Any] | Callable[[], nn.Module]]
     "convnext_base": ({"depths": (1, 1, 2, 1)}, {"depths": (1, 1, 2, 1)}),
     "convnext_large": ({"depths": (1, 1, 2, 1)}, {"depths": (1, 1, 2, 1)}),
 }
-for _name, _reference in {
+_MIXERS: dict[str, Callable[[], nn.Module]] = {
     "mixer_b16_224": partial(timm.models.mlp_mixer.MlpMixer, num_blocks=2, embed_dim=768),
     "mixer_l16_224": partial(timm.models.mlp_mixer.MlpMixer, num_blocks=2, embed_dim=1024),
     "convmixer_1024_20_ks9_p14": partial(timm.models.convmixer.ConvMixer, 1024, 2, kernel_size=9, patch_size=14),
     "convmixer_1536_20": partial(timm.models.convmixer.ConvMixer, 1536, 2, kernel_size=9, patch_size=7),
-}.items():
-    SHORT[_name] = ({"depth": 2}, _reference)
+}
+SHORT |= {name: ({"depth": 2}, reference) for name, reference in _MIXERS.items()}
 for _name in MODELS:
     if _name.startswith("vgg") and _name != "vgg11_bn":
         SHORT[_name] = ({"hidden_dim": 32}, partial(_narrow_vgg, _name))
@@ -128,7 +128,7 @@ def without_chance(model: nn.Module) -> nn.Module:
         if isinstance(module, nn.Dropout | torchvision.ops.StochasticDepth):
             module.p = 0.0
         if hasattr(module, "drop_prob"):  # timm's DropPath
-            module.drop_prob = 0.0
+            module.drop_prob = 0.0  # type: ignore[assignment]
     return model
 
 

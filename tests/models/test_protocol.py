@@ -214,8 +214,8 @@ def test_regularisation_acts_in_training_only(argument: str, name: str) -> None:
     model.train()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.eval()  # its running statistics would make the outputs differ anyway
-            module.running_var.fill_(0.3)  # and signals fade over many blocks with those of a fresh network
+            module.eval()  # its running statistics would make the outputs differ anyway,
+            module.get_buffer("running_var").fill_(0.3)  # and those of a fresh network make signals fade
     with torch.inference_mode():
         answers = [model(x) for _ in range(8)]
         assert any(not torch.equal(answers[0], answer) for answer in answers[1:])
