@@ -5,7 +5,7 @@ BIN := .venv/bin
 DEMO := .venv/.demo-installed
 DEV := .venv/.dev-installed
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test lint soak bench clean
 setup: $(DEMO)
 
 demo: $(DEMO)
@@ -19,8 +19,13 @@ lint: $(DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Half an hour: every kind of network through the compiler's own kernels.
+soak: $(DEV)
+	$(BIN)/python -m pytest tests/soak
+
 bench: $(DEV)
 	$(BIN)/python benchmarks/demo.py
+	$(BIN)/python benchmarks/zoo.py
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "LeNeXt needs Python 3.11 or newer: make PYTHON=python3.12 $(MAKECMDGOALS)")'

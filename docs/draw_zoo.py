@@ -383,7 +383,7 @@ def efficientnet_v2() -> list[Part]:
     fused = residual("3x3 conv, 4C; BN, SiLU", "1x1 conv, C; BN")
     return [
         titled("MBConv", mbconv, "= stages 4 to 6,\n6C from the fifth on"),
-        titled("Fused MBConv", fused, "= stages 1 to 3 (in the first one 3x3 alone):\nmore arithmetic, less memory traffic"),
+        titled("Fused MBConv", fused, "= stages 1 to 3 (the first: 3x3 alone),\nmore arithmetic, less memory traffic"),
     ]
 
 
