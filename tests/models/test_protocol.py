@@ -202,6 +202,22 @@ def test_another_size_works_and_takes_the_weights_or_says_why(name: str, tmp_pat
         torch.testing.assert_close(again(x), model(x), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("name", SMALLEST)
+def test_weights_for_colour_serve_grey_pictures(name: str, tmp_path: Path) -> None:
+    colour = lively(small(name)).eval()
+    torch.save(colour.state_dict(), tmp_path / "colour.pth")
+    grey = small(name, in_channels=1).eval()
+    if name.startswith("t2t_vit"):  # the first layer is an attention between patches, norm included
+        with pytest.raises(ValueError, match=r"of another shape: tokens_to_token"):
+            weights.load_pretrained(grey, name, tmp_path / "colour.pth")
+        return
+    weights.load_pretrained(grey, name, tmp_path / "colour.pth")
+    x = images(name, in_channels=1)
+    with torch.inference_mode():
+        expected = colour(x.expand(-1, 3, -1, -1))
+        assert (grey(x) - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
 REGULARISED = [
     (argument, name) for argument in ("dropout", "drop_path") for name in SMALLEST if catalogue.takes(name, argument)
 ]
