@@ -16,9 +16,10 @@ import logging
 import pickle
 import re
 import warnings
+from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,11 @@ from torch import Tensor, nn
 from lenext.models.table import MODELS
 
 LOG = logging.getLogger("lenext")
+
+
+# What training programs leave in the file beside the weights: plain records of their settings, which run nothing.
+# yacs' table of settings is read as a dictionary, whether yacs is installed or not.
+RECORDS: list[Any] = [argparse.Namespace, (OrderedDict, "yacs.config.CfgNode")]
 
 
 def load_pretrained(model: nn.Module, name: str, pretrained: Literal[True] | str | Path) -> None:
@@ -149,8 +155,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         except Exception as error:  # numpy and zipfile raise many kinds on damaged files
             raise ValueError(f"{damaged} ({error}).") from error
     try:
-        # Training programs leave their arguments in the file: a plain record, which runs nothing.
-        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals([argparse.Namespace]):
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(RECORDS):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
@@ -239,7 +244,7 @@ def _downloaded(name: str, url: str, digest: str | None) -> Path:
         try:
             torch.hub.download_url_to_file(url, str(path), hash_prefix=digest, progress=True)
         except (OSError, RuntimeError) as error:  # RuntimeError: the digest is another
-            raise _not_downloaded(name, url, error) from error
+            raise _not_downloaded(name, url, error, f"put it at {path}, or ") from error
         if digest is None:
             with path.open("rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
@@ -267,10 +272,10 @@ def _from_hugging_face(name: str, repository: str, file: str) -> Path:
     return path
 
 
-def _not_downloaded(name: str, url: str, error: Exception) -> ValueError:
+def _not_downloaded(name: str, url: str, error: Exception, place: str = "") -> ValueError:
     return ValueError(
-        f"The pretrained weights of {name} could not be downloaded from {url} ({error}). On a machine "
-        "without network, bring that file and give its path: --pretrained PATH, or pretrained=PATH in Python."
+        f"The pretrained weights of {name} could not be downloaded from {url} ({error}). On a machine without "
+        f"network, bring that file and {place}give its path: --pretrained PATH, or pretrained=PATH in Python."
     )
 
 

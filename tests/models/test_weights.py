@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import os
 import pickle
+import sys
 import urllib.error
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,29 @@ def test_forms_of_a_checkpoint(form: str, state: dict[str, Tensor], tmp_path: Pa
         assert all(t.dtype == torch.float32 for t in model.parameters())
         state = {key: t.half().float() if t.is_floating_point() else t for key, t in state.items()}
     assert equal(model, state)
+
+
+def test_a_table_of_settings_beside_the_weights(
+    state: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the training programs of Swin and AS-MLP save: yacs need not be installed to read the weights."""
+    import types
+
+    yacs, config = types.ModuleType("yacs"), types.ModuleType("yacs.config")
+
+    class CfgNode(dict[str, Any]):
+        """A table with marks of its own, as yacs has it."""
+
+    CfgNode.__module__, CfgNode.__qualname__ = "yacs.config", "CfgNode"
+    config.CfgNode = CfgNode  # type: ignore[attr-defined]
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "yacs", yacs)
+        patch.setitem(sys.modules, "yacs.config", config)
+        settings = CfgNode(DATA=CfgNode(IMG_SIZE=224))
+        settings.__dict__["__immutable__"] = True
+        torch.save({"model": state, "config": settings, "epoch": 300}, tmp_path / "swin.pth")
+    assert "yacs" not in sys.modules
+    assert equal(resnet18(pretrained=tmp_path / "swin.pth"), state)
 
 
 def test_a_classifier_file_or_its_run_folder(state: dict[str, Tensor], tmp_path: Path) -> None:
