@@ -11,8 +11,9 @@ setup: $(DEMO)
 demo: $(DEMO)
 	$(BIN)/lenext demo
 
+# A process a core, but no more than memory bears: each takes up to 3 GiB.
 test: $(DEV) lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 lint: $(DEV)
 	$(BIN)/ruff check .

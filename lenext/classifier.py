@@ -173,7 +173,7 @@ def load(path: str | Path, language: str | None = None) -> Classifier:
 
     Raises ValueError for anything else: a missing file, a folder without one, a pickle, a file cut short.
     """
-    if not Path(path).exists() and (str(path) in MODELS or str(path).startswith("timm:")):
+    if str(path) in MODELS and not Path(path).exists():
         return imagenet_classifier(str(path), language or "en")
     if language is not None:
         raise ValueError(f"{path} has class names of its own; language is for networks with ImageNet weights")

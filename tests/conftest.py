@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from tests.pictures import make_folder
+
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # processes that each use all cores would only wait for one another
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
