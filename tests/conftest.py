@@ -7,7 +7,6 @@ import pytest
 
 from tests.pictures import make_folder
 
-
 if "PYTEST_XDIST_WORKER" in os.environ:  # processes that each use all cores would only wait for one another
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
