@@ -45,8 +45,13 @@ def settled(run: Path) -> list[str]:
 
 
 def command(*arguments, **options) -> subprocess.Popen:
+    def heed_interrupts() -> None:
+        """A shell starts what is to run in the background with interrupts ignored, and that is inherited."""
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
     text = [str(argument) for argument in arguments]
-    return subprocess.Popen([sys.executable, "-m", "lenext.cli", *text], stderr=subprocess.PIPE, text=True, **options)
+    program = [sys.executable, "-m", "lenext.cli", *text]
+    return subprocess.Popen(program, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts, **options)
 
 
 def wait_for_epoch(run: Path, epoch: int, process: subprocess.Popen) -> None:
