@@ -19,10 +19,8 @@ import torch
 from torch import nn
 
 from lenext.models import MODELS, create_model
-from lenext.models.catalogue import arguments, count
+from lenext.models.catalogue import AS_IN_THE_PAPER, arguments, count
 from lenext.models.table import PAPERS
-
-AS_IN_THE_PAPER: dict[str, dict[str, Any]] = {"lenet5": {"num_classes": 10, "in_channels": 1}}
 
 # Stages that are drawn as one thing; the others are told by the layers inside them.
 BLOCKS = {

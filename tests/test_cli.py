@@ -313,6 +313,7 @@ def test_models_lists_and_describes(capsys):
     out = lenext_command("models", "resnet18", capsys=capsys)[1]
     assert "11,689,512" in out
     assert "https://arxiv.org/abs/1512.03385" in out
+    assert lenext_command("models", "lenet5", capsys=capsys)[1].count("61,706") == 2  # in the head and in the layers
 
 
 PHOTO = Path(sklearn.datasets.__file__).parent / "images/flower.jpg"

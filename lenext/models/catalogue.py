@@ -14,6 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from lenext.models import MODELS, create_model, default_preprocess
 from lenext.models.weights import has_offline_weights
 
+# Networks that are counted as their paper has them; the others at 1,000 classes and three channels.
+AS_IN_THE_PAPER: dict[str, dict[str, Any]] = {"lenet5": {"num_classes": 10, "in_channels": 1}}
 _SAYS = {"torchvision": "torchvision", "timm": "timm", "authors": "who made the weights", "paper": "the paper"}
 
 
@@ -48,7 +50,10 @@ def takes_any_size(name: str) -> bool:
 
 def smallest_size(name: str) -> int:
     """Side of the smallest image that the network takes, pixels."""
-    return getattr(_build(name).func, "min_image_size", 1) if name in MODELS else 1
+    if name not in MODELS:
+        return 1
+    with torch.device("meta"):
+        return getattr(create_model(name), "min_image_size", 1)
 
 
 def weights_note(name: str) -> str:
@@ -80,8 +85,10 @@ def weights_source(name: str) -> str:
 def count(name: str, **given: Any) -> tuple[int, int]:
     """(parameters, multiply-adds of one image) of a network, counted by PyTorch without computing anything.
 
-    given: arguments of `create_model`. Multiply-adds are those of convolutions, linear layers and attention.
+    given: arguments of `create_model`, on top of those in `AS_IN_THE_PAPER`. Multiply-adds are those of convolutions,
+    linear layers and attention.
     """
+    given = AS_IN_THE_PAPER.get(name, {}) | given
     size = given.get("image_size") or default_preprocess(name).image_size
     with torch.device("meta"), torch.inference_mode():
         model = create_model(name, **given).eval()
@@ -107,18 +114,17 @@ def _sizes_note(name: str) -> str:
 
 def describe(name: str) -> str:
     """Paper, weights, arguments and layers of an architecture."""
-    preprocess = default_preprocess(name)
-    summary = summarise(create_model(name), preprocess.image_size)
+    size, given = default_preprocess(name).image_size, AS_IN_THE_PAPER.get(name, {})
+    summary = summarise(create_model(name, **given), size, given.get("in_channels", 3))
     if name not in MODELS:
         return summary
     entry = MODELS[name]
-    parameters, multiply_adds = count(name)
     said = {
         "paper": f"{entry.paper.authors} {entry.paper.year}: {entry.paper.title}, {entry.paper.link}",
         "file": f"lenext/models/{entry.paper.file}.py",
         "equals": entry.reference,
-        "size": f"{parameters:,} parameters, {multiply_adds / 1e6:,.0f} million multiply-adds at "
-        f"{preprocess.image_size} x {preprocess.image_size}",
+        "size": f"{entry.parameters:,} parameters, {entry.multiply_adds / 1e6:,.1f} million multiply-adds at "
+        f"{size} x {size}",
         "images": _sizes_note(name),
         "top-1": "" if entry.top1 is None else f"{entry.top1} % on ImageNet, says {_SAYS[entry.source]}",
         "weights": weights_source(name),
