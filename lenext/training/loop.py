@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import logging
 import os
@@ -30,16 +29,14 @@ from lenext.data.loader import derive_seed
 from lenext.data.sources import Samples
 from lenext.evaluation.evaluate import finish_run
 from lenext.models.catalogue import summarise
-from lenext.models.pooled import CombinedNetwork, build_network
-from lenext.training import checkpoint, frozen, prepare, quick
+from lenext.models.pooled import build_network
+from lenext.training import checkpoint, prepare
 from lenext.training.choose import choose
 from lenext.training.objective import compute_loss, correct, num_outputs
 from lenext.training.optim import learning_rate, make_optimizer
+from lenext.training.two_steps import quick_then_tuned
 
 log = logging.getLogger("lenext")
-
-# Of the time budget: until when the quick classifier may try further views.
-QUICK_SHARE = 0.5
 
 
 def configure(given: dict[str, Any], file: dict[str, Any] | None = None) -> TrainConfig:
@@ -109,30 +106,9 @@ def _run(run: Path, config: TrainConfig, samples: Samples, classifier: Classifie
     if not begun:
         runs.write_text(run / "model.txt", summarise(classifier.model, preprocess.image_size))
     if config.pretrained and config.recipe == "auto" and hasattr(classifier.model, "stages"):
-        network, pooled = quick.pooled_network(classifier)
-        both = np.concatenate([rows["train"], rows["val"]])
-        store = progress.get("stored", None if config.augment is None else False)
-        extractor = quick.Extractor(
-            network, preprocess, pictures, both, store=store, backend=progress.get("backend")
-        )  # fmt: skip
-        if not begun:
-            first = quick.train_quick(
-                run, classifier, network, pooled, extractor, labels, weights,
-                clock=lambda: time.time() - started, deadline=config.time_budget * QUICK_SHARE,
-            )  # fmt: skip
-            progress |= {"best": quick.bar_for_tuning(first), "views": first.about["validation"]["training_views"]}
-            progress |= {"backend": extractor.backend_name, "stored": extractor.boundary > 0}
-        classifier.views = min(progress["views"], quick.ANSWER_VIEWS)
-        # In float32, and through both branches: about 2.5 times the frozen pass.
-        evaluation = 2.5 * extractor.seconds_per_picture * classifier.views * int((samples.splits != "train").sum())
-        if extractor.boundary:
-            combined = CombinedNetwork(network, copy.deepcopy(classifier.model), boundary=extractor.boundary)
-            classifier.architecture, classifier.model = {**pooled, "boundary": extractor.boundary}, combined
-            if begun:
-                checkpoint.restore(run, combined)
-            task = frozen.stored_task(config, combined, extractor, labels, progress["views"])
-        else:
-            task = prepare.image_task(config, classifier, pictures, rows)
+        task, evaluation = quick_then_tuned(
+            run, config, classifier, samples, pictures, rows, labels, progress, started=started
+        )
     else:
         task = prepare.image_task(config, classifier, pictures, rows)
     if not begun:
