@@ -2,47 +2,37 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import unicodedata
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from lenext.data import sources
-from lenext.data.sources import fingerprint, read
+from lenext.data import splits
+from lenext.data.decode import UnreadableImage
+from lenext.data.forms import folder
+from lenext.data.samples import SPLITS, UNSPLIT, Files, Names, Samples
+from lenext.data.sources import SplitOptions, fill_splits, open_data, read
 from tests.pictures import make_folder
 
 
 def test_folder_of_classes_is_split_by_class_and_reproducibly(tmp_path):
     make_folder(tmp_path, ["b", "a", "猫"], 20, size=16)
-    samples = read(tmp_path, seed=3)
+    samples = read(tmp_path, SplitOptions(seed=3))
     assert samples.classes == ("a", "b", "猫")
-    for split, n in (("train", 14), ("val", 3), ("test", 3)):
-        assert samples.counts()[split] == dict.fromkeys(samples.classes, n)
+    for split, share in (("train", 0.7), ("val", 0.15), ("test", 0.15)):
+        for n in samples.counts()[split].values():
+            assert abs(n - 20 * share) <= (20 * share * (1 - share)) ** 0.5
     for image, label in zip(samples.images, samples.labels):
         assert image.split("/")[0] == samples.classes[label]
-    assert fingerprint(read(tmp_path, seed=3)) == fingerprint(samples)
-    assert fingerprint(read(tmp_path, seed=4)) != fingerprint(samples)
-
-
-def test_adding_a_picture_moves_few_others(tmp_path):
-    make_folder(tmp_path, ["a", "b"], 40, size=16)
-    before = dict(zip((s := read(tmp_path)).images, s.splits))
-    (tmp_path / "a/new.png").write_bytes((tmp_path / "b/0.png").read_bytes()[:-1] + b"x")
-    after = dict(zip((s := read(tmp_path)).images, s.splits))
-    assert sum(before[name] != after[name] for name in before) <= 2
-
-
-def test_equal_files_stay_on_one_side(tmp_path):
-    make_folder(tmp_path, ["a", "b"], 20, size=16)
-    for i in range(10):
-        (tmp_path / f"a/copy{i}.png").write_bytes((tmp_path / "a/0.png").read_bytes())
-    for seed in range(8):
-        samples = read(tmp_path, seed=seed)
-        sides = {split for name, split in zip(samples.images, samples.splits) if "copy" in name or name == "a/0.png"}
-        assert len(sides) == 1
+    assert read(tmp_path, SplitOptions(seed=3)).splits.tolist() == samples.splits.tolist()
+    assert read(tmp_path, SplitOptions(seed=4)).splits.tolist() != samples.splits.tolist()
 
 
 def test_split_folders_keep_their_split_and_classes_match_by_name(tmp_path):
@@ -53,12 +43,16 @@ def test_split_folders_keep_their_split_and_classes_match_by_name(tmp_path):
     for image, label, split in zip(samples.images, samples.labels, samples.splits):
         folder, name, _ = image.split("/")
         assert samples.classes[label] == name
-        assert split == {"train": "train", "valid": "val"}[folder]
+        assert SPLITS[split] == {"train": "train", "valid": "val"}[folder]
 
 
 def test_train_and_test_folders_get_a_validation_split_out_of_train(tmp_path):
     make_folder(tmp_path, ["x", "y"], 20, size=16, splits=["train", "test"])
-    assert read(tmp_path).counts() == {s: {"x": n, "y": n} for s, n in (("train", 17), ("val", 3), ("test", 20))}
+    counts = read(tmp_path).counts()
+    assert counts["test"] == {"x": 20, "y": 20}
+    for name in ("x", "y"):
+        assert counts["train"][name] + counts["val"][name] == 20
+        assert abs(counts["val"][name] - 3) <= 1.6  # one standard deviation
 
 
 def test_names_are_in_natural_order_and_normalised(tmp_path):
@@ -72,10 +66,84 @@ def test_names_are_in_natural_order_and_normalised(tmp_path):
     assert len(samples) == 12
 
 
-def test_link_to_the_parent_folder_is_followed_once(tmp_path):
-    make_folder(tmp_path, ["a", "b"], 3, size=16)
-    (tmp_path / "a/loop").symlink_to(tmp_path / "a")
-    assert len(read(tmp_path)) == 6
+def test_classes_that_differ_in_case_only_have_one_order(tmp_path):
+    make_folder(tmp_path, ["b", "a", "B", "A"], 1, size=16)
+    assert open_data(tmp_path).classes == ("A", "a", "B", "b")
+
+
+def test_two_spellings_of_a_class_are_one(tmp_path):
+    make_folder(tmp_path / "train", ["x", "caf\u00e9"], 6, size=16)
+    make_folder(tmp_path / "test", ["x", "cafe\u0301"], 2, size=16)
+    samples = read(tmp_path)
+    assert samples.classes == ("caf\u00e9", "x")
+    assert samples.counts()["test"] == {"caf\u00e9": 2, "x": 2}
+    assert all(samples.path(i).exists() for i in range(len(samples)))
+
+
+def test_pictures_are_in_natural_order_whatever_their_names():
+    assert folder.natural_order(["10.png", "9.png", "100.png", "1.png"]) == ["1.png", "9.png", "10.png", "100.png"]
+    assert folder.natural_order(["b2.png", "B10.png", "b1.jpg"]) == ["b1.jpg", "b2.png", "B10.png"]
+    assert folder.natural_order(["1_10.png", "2_0.png", "1_5.png"]) == ["1_5.png", "1_10.png", "2_0.png"]
+    assert folder.natural_order(["x", "x1", "x02", "x10"][::-1]) == ["x", "x1", "x02", "x10"]
+    assert folder.natural_order(["a/2.png", "a/10.png", "a.png"][::-1]) == ["a.png", "a/2.png", "a/10.png"]
+
+
+@given(st.lists(st.tuples(st.sampled_from(["a", "ab", "b"]), st.integers(0, 120), st.integers(0, 120)), unique=True))
+def test_natural_order_compares_numbers_as_numbers(parts):
+    names = ["{}{}_{}.png".format(*part) for part in parts]
+    assert folder.natural_order(names) == ["{}{}_{}.png".format(*part) for part in sorted(parts)]
+
+
+def test_links_are_followed_once(tmp_path):
+    make_folder(tmp_path / "d", ["a", "b"], 3, size=16)
+    make_folder(tmp_path, ["elsewhere"], 2, size=16)
+    (tmp_path / "d/a/loop").symlink_to(tmp_path / "d/a")
+    (tmp_path / "d/a/more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "d/a/again").symlink_to(tmp_path / "elsewhere")
+    assert open_data(tmp_path / "d").counts() == {}
+    assert open_data(tmp_path / "d").class_counts().tolist() == [5, 3]
+
+
+def test_link_to_itself_is_an_unreadable_picture(tmp_path):
+    make_folder(tmp_path, ["a", "b"], 2, size=16)
+    (tmp_path / "a/loop.png").symlink_to("loop.png")
+    (tmp_path / "loop").symlink_to("loop")
+    samples = open_data(tmp_path)
+    assert len(samples) == 5
+    with pytest.raises(UnreadableImage):
+        samples.decode(list(samples.images).index("a/loop.png"))
+
+
+def test_names_that_are_no_text_and_names_with_newlines(tmp_path):
+    make_folder(tmp_path, ["a", "b"], 2, size=16)
+    (tmp_path / "a/0.png").rename(os.fsdecode(os.fsencode(tmp_path) + b"/a/\xff\xfe.png"))
+    (tmp_path / "b/0.png").rename(tmp_path / "b/x\ny.png")
+    samples = read(tmp_path)
+    assert all(samples.decode(i).shape == (16, 16, 3) for i in range(4))
+    assert samples.images == Names(list(samples.images))
+
+
+def test_train_beside_other_folders_with_pictures(tmp_path):
+    make_folder(tmp_path, ["train/a", "train/b", "more"], 2, size=16)
+    with pytest.raises(ValueError, match="holds the split 'train' beside other folders with pictures \\(more\\)"):
+        open_data(tmp_path)
+    for file in (tmp_path / "more").iterdir():
+        file.rename(file.with_suffix(".txt"))
+    assert open_data(tmp_path).classes == ("a", "b")
+
+
+def test_test_without_train_is_a_class(tmp_path):
+    make_folder(tmp_path, ["test", "other"], 2, size=16)
+    samples = open_data(tmp_path)
+    assert samples.classes == ("other", "test")
+    assert (samples.splits == UNSPLIT).all()
+
+
+def test_loose_pictures_are_said(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("lenext"), "propagate", True)
+    make_folder(tmp_path, ["a", "b", ""], 2, size=16)
+    assert len(open_data(tmp_path)) == 4
+    assert "2 pictures lie in" in caplog.text
 
 
 ROWS = [
@@ -104,9 +172,9 @@ def test_every_manifest_form_says_the_same(tmp_path, kind):
     make_folder(tmp_path, ["猫", "狗"], 4, size=16)
     write_manifest(tmp_path / f"data.{kind}", ROWS)
     samples = read(tmp_path / f"data.{kind}")
-    assert samples.images == tuple(row["image"] for row in ROWS)
+    assert list(samples.images) == [row["image"] for row in ROWS]
     assert [samples.classes[i] for i in samples.labels] == [row["label"] for row in ROWS]
-    assert samples.splits.tolist() == [row["split"] for row in ROWS]
+    assert [SPLITS[code] for code in samples.splits] == [row["split"] for row in ROWS]
     np.testing.assert_array_equal(samples.weights, [row["weight"] for row in ROWS])
     assert samples.path(0).exists()
 
@@ -139,7 +207,15 @@ def test_numeric_labels_are_names(tmp_path):
         ("m.csv", b"image,label\n\xff\xfe,x\n", "not UTF-8"),
         ("m.json", '[{"image": "a.png" "label": 1}]', "line 1: not valid JSON"),
         ("m.json", '{"image": "a.png"}', "must hold a list of records"),
-        ("m.json", '[{"image": "a.png", "label": ["x", "y"]}]', "not a single class name"),
+        ("m.json", '[{"image": "a.png", "label": ["x", ["y"]]}]', "row 1: the label .* is not a list of class names"),
+        ("m.json", '[{"image": "a.png", "label": {"x": 1}}]', "neither a class name nor a list"),
+        ("m.json", '[{"image": "a.png", "label": []}]', "holds no labels"),
+        ("m.json", '[{"image": "a\\u0000.png", "label": "x"}]', "holds a character that no file name has"),
+        ("m.json", '[{"image": "\\ud800.png", "label": "x"}]', "holds a character that no file name has"),
+        ("m.csv", "image,label\n../a.png,x\n", "row 1: ../a.png lies outside .*--root"),
+        ("m.csv", "image,label\nb/../../a.png,x\n", "row 1: b/../../a.png lies outside"),
+        ("m.csv", "image,label\n/etc/a.png,x\n", "row 1: /etc/a.png lies outside"),
+        ("m.csv", "image,label\n.,x\n", "row 1: . lies outside"),
         ("m.parquet", b"PAR1 nonsense", "cannot be read"),
         ("m.xlsx", b"", "neither a folder nor a manifest"),
     ],
@@ -149,6 +225,41 @@ def test_bad_manifests(tmp_path, name, content, message):
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ValueError, match=message):
         read(path)
+
+
+def test_pictures_of_a_manifest_lie_below_its_root(tmp_path):
+    make_folder(tmp_path / "pictures", ["a", "b"], 2, size=16)
+    (tmp_path / "lists").mkdir()
+    names = ["a/0.png", "./a/1.png", "b/../b/0.png", str(tmp_path / "pictures/b/1.png")]
+    write_manifest(tmp_path / "lists/m.json", [{"image": name, "label": name.split("/")[-2]} for name in names])
+    with pytest.raises(ValueError, match=r"row 4: .* lies outside .*--root"):
+        open_data(tmp_path / "lists/m.json")
+    samples = open_data(tmp_path / "lists/m.json", tmp_path / "pictures")
+    assert list(samples.images) == names
+    assert all(samples.decode(i).shape == (16, 16, 3) for i in range(4))
+    with pytest.raises(ValueError, match="--root is for manifests"):
+        open_data(tmp_path / "pictures", tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["csv", "json", "parquet"])
+def test_several_labels_and_groups(tmp_path, kind):
+    labels = [["sun", "sea"], [], ["sea"], ["sea", "sun", "sea"]]
+    rows = [{"image": f"{i}.png", "label": label, "group": f"g{i % 2}"} for i, label in enumerate(labels)]
+    if kind == "csv":
+        lines = [f"{row['image']}\t{json.dumps(row['label'])}\t{row['group']}" for row in rows]
+        (tmp_path / "m.tsv").write_text("image\tlabel\tgroup\n" + "\n".join(lines))
+        kind = "tsv"
+    else:
+        write_manifest(tmp_path / f"m.{kind}", rows)
+    samples = open_data(tmp_path / f"m.{kind}")
+    assert samples.classes == ("sea", "sun")
+    np.testing.assert_array_equal(samples.targets().toarray(), [[1, 1], [0, 0], [1, 0], [1, 1]])
+    assert samples.class_counts().tolist() == [3, 2]
+    assert samples.label_text(1) == "(none)"
+    assert samples.groups is not None
+    assert samples.groups.tolist() == [0, 1, 0, 1]
+    part = samples.take([3, 1])
+    np.testing.assert_array_equal(part.targets().toarray(), [[1, 1], [0, 0]])
 
 
 def test_bad_folders(tmp_path):
@@ -174,7 +285,7 @@ def test_bad_folders(tmp_path):
         read(tmp_path / "single")
     make_folder(tmp_path / "fine", ["a", "b"], 9, size=16)
     with pytest.raises(ValueError, match="leave nothing to train on"):
-        read(tmp_path / "fine", val_fraction=0.5, test_fraction=0.5)
+        read(tmp_path / "fine", SplitOptions(val_fraction=0.5, test_fraction=0.5))
 
 
 def test_empty_class_folder_and_class_without_validation_are_said(tmp_path, caplog, monkeypatch):
@@ -182,7 +293,144 @@ def test_empty_class_folder_and_class_without_validation_are_said(tmp_path, capl
     make_folder(tmp_path, ["a", "b"], 6, size=16, splits=["train"])
     make_folder(tmp_path / "val", ["a"], 2, size=16)
     (tmp_path / "train/empty").mkdir()
-    samples = sources.read(tmp_path)
+    samples = read(tmp_path)
     assert samples.classes == ("a", "b")
     assert "holds no pictures" in caplog.text
     assert "val has no picture of class 'b'" in caplog.text
+
+
+# Splits
+
+
+def make_samples(labels, names=None, **columns):
+    names = [f"{label}/{i}.png" for i, label in enumerate(labels)] if names is None else names
+    count = len(labels)
+    return Samples(
+        store=Files(Path()),
+        images=Names(names),
+        labels=np.array(labels, np.int64),
+        splits=np.full(count, UNSPLIT, np.int8),
+        weights=np.ones(count, np.float32),
+        classes=tuple(str(k) for k in range(max(labels) + 1)),
+        **columns,
+    )
+
+
+SHARES = {"val": 0.15, "test": 0.15}
+
+
+def per_class(labels, parts, count):
+    """(classes, count): how many of each class are in each part."""
+    return np.stack([np.bincount(parts[labels == k], minlength=count) for k in np.unique(labels)])
+
+
+@pytest.mark.parametrize("size", [3, 4, 5, 7, 10, 13, 30, 100, 1000])
+def test_every_class_is_split_within_a_standard_deviation(size):
+    samples = make_samples(list(range(20)) * size)
+    for seed in range(3):
+        counts = per_class(samples.labels, splits.assign(samples, SHARES, seed), 3)
+        assert counts.min() >= 1
+        for split, share in (("train", 0.7), ("val", 0.15), ("test", 0.15)):
+            far = np.abs(counts[:, SPLITS.index(split)] - size * share)
+            # A class of a few pictures gives up training pictures so that each split has one.
+            assert far.max() <= max((size * share * (1 - share)) ** 0.5, 1 if split != "train" or size > 3 else 1.2)
+
+
+@pytest.mark.parametrize(("size", "limit"), [(10, 0.05), (30, 0.03), (300, 0.01)])
+def test_splits_hold_still_while_the_data_grows(size, limit):
+    labels = list(range(20)) * size
+    before = splits.assign(make_samples(labels), SHARES, 0)
+    more = labels + list(range(20)) * (size // 10)
+    after = splits.assign(make_samples(more), SHARES, 0)[: len(labels)]
+    assert (before != after).mean() <= limit
+
+
+def test_splits_depend_on_names_and_seed_and_not_on_the_order_of_rows():
+    labels = np.random.default_rng(0).integers(0, 7, 500)
+    samples = make_samples(labels.tolist())
+    order = np.random.default_rng(1).permutation(500)
+    first = splits.assign(samples, SHARES, 0)
+    np.testing.assert_array_equal(splits.assign(samples.take(order), SHARES, 0), first[order])
+    assert 0.2 < (splits.assign(samples, SHARES, 1) != first).mean() < 0.7  # 0.465 for independent draws
+    fold = splits.folds(samples, 5, 0)
+    np.testing.assert_array_equal(splits.folds(samples.take(order), 5, 0), fold[order])
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 10])
+def test_folds_are_a_partition_with_every_class_in_each(count):
+    sizes = [count, count + 1, 3 * count, 200]
+    labels = np.repeat(np.arange(4), sizes)
+    fold = splits.folds(make_samples(labels.tolist()), count, 0)
+    assert set(fold) == set(range(count))
+    counts = per_class(labels, fold, count)
+    assert counts.min() >= 1
+    for size, row in zip(sizes, counts):
+        assert np.abs(row - size / count).max() <= max((size / count * (1 - 1 / count)) ** 0.5, 1)
+
+
+def test_every_fold_validates_once_and_the_test_pictures_stay():
+    samples = make_samples([0, 1] * 60)
+    seen = []
+    for fold in range(4):
+        options = SplitOptions(folds=4, fold=fold)
+        filled = fill_splits(samples, options)
+        seen.append(filled.in_split("val"))
+        assert (filled.splits != UNSPLIT).all()
+        np.testing.assert_array_equal(filled.in_split("test"), fill_splits(samples, SplitOptions()).in_split("test"))
+    test = fill_splits(samples, SplitOptions()).in_split("test")
+    np.testing.assert_array_equal(np.sum(seen, axis=0), np.where(test, 0, 1))
+
+
+def test_groups_and_like_pictures_are_never_parted():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 5, 600)
+    groups = np.where(rng.random(600) < 0.5, rng.integers(0, 60, 600), -1)
+    together = np.where(rng.random(600) < 0.3, rng.integers(0, 50, 600), -1)
+    samples = make_samples(labels.tolist(), groups=groups)
+    for seed in range(5):
+        for parts in (splits.assign(samples, SHARES, seed, together), splits.folds(samples, 3, seed, together)):
+            for key in (groups, together):
+                for value in np.unique(key[key >= 0]):
+                    assert len(set(parts[key == value].tolist())) == 1
+    alone = groups[together < 0]
+    assert len(set(splits.assign(samples, SHARES, 0)[groups < 0])) == 3
+    assert len(alone)
+
+
+def test_patients_with_every_class_are_shared_out():
+    patients = np.repeat(np.arange(20), 30)
+    samples = make_samples((np.arange(600) % 3).tolist(), groups=patients)
+    for seed in range(20):
+        counts = np.bincount(splits.assign(samples, SHARES, seed), minlength=3)
+        assert counts.min() >= 30
+        assert np.abs(counts - [420, 90, 90]).max() <= 90
+
+
+def test_a_class_of_one_group_trains():
+    samples = make_samples([0] * 10 + [1] * 50, groups=np.array([0] * 10 + [-1] * 50))
+    for seed in range(20):
+        parts = splits.assign(samples, SHARES, seed)
+        assert set(parts[:10]) == {SPLITS.index("train")}
+    two = make_samples([0] * 40, groups=np.repeat([0, 1], 20))
+    for seed in range(20):
+        parts = splits.assign(two, SHARES, seed)
+        assert sorted(np.bincount(parts, minlength=3)) == [0, 20, 20]
+        assert set(parts) == {SPLITS.index("train"), SPLITS.index("val")}
+
+
+def test_every_class_of_label_lists_is_split(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(600):
+        labels = [name for name, share in (("often", 0.8), ("half", 0.5), ("rare", 0.02)) if rng.random() < share]
+        rows.append({"image": f"{i}.png", "label": labels})
+    write_manifest(tmp_path / "m.json", rows)
+    samples = open_data(tmp_path / "m.json")
+    for seed in range(5):
+        parts = splits.assign(samples, SHARES, seed)
+        targets = samples.targets().toarray()
+        for k in range(3):
+            n = targets[:, k].sum()
+            counts = np.bincount(parts[targets[:, k]], minlength=3)
+            assert counts.min() >= 1
+            assert np.abs(counts / n - [0.7, 0.15, 0.15]).max() < 0.2
