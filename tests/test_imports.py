@@ -18,7 +18,7 @@ ORDER = [
     {"models"},
     {"inference"},
     {"classifier"},
-    {"evaluation", "predict", "recipes"},
+    {"evaluation", "predict", "recipes", "check"},
     {"training"},
     {"demo"},
     {"cli", "__init__"},
