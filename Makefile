@@ -5,7 +5,7 @@ BIN := .venv/bin
 DEMO := .venv/.demo-installed
 DEV := .venv/.dev-installed
 
-.PHONY: setup demo test lint soak bench clean
+.PHONY: setup demo test lint fuzz soak bench clean
 setup: $(DEMO)
 
 demo: $(DEMO)
@@ -24,9 +24,16 @@ lint: $(DEV)
 soak: $(DEV)
 	$(BIN)/python -m pytest tests/soak
 
+# Twenty thousand damaged files through the decoder, a few minutes.
+fuzz: $(DEV)
+	LENEXT_FUZZ=20000 $(BIN)/python -m pytest tests/fuzz
+
 bench: $(DEV)
 	$(BIN)/python benchmarks/demo.py
 	$(BIN)/python benchmarks/zoo.py
+	$(BIN)/python benchmarks/data.py
+	$(BIN)/python benchmarks/index.py
+	$(BIN)/python benchmarks/scaled_decoding.py
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "LeNeXt needs Python 3.11 or newer: make PYTHON=python3.12 $(MAKECMDGOALS)")'

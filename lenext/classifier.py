@@ -64,7 +64,7 @@ class Classifier:
     """A network with what belongs to it.
 
     architecture: what `lenext.models.pooled.build_network` takes to build `model` again.
-    views: how many of the eight symmetries of the square are averaged for a prediction: 1, 2 (mirror), 4 or 8.
+    views: how many of the eight symmetries of the square are averaged for a prediction: 1, 2 (mirror) up to 8.
     temperature: divides the logits, so that probabilities mean what they say.
     about: anything worth keeping, such as the data's fingerprint and the validation figures.
     """
@@ -131,6 +131,12 @@ class Classifier:
     def probabilities(self, x: Tensor, backend: Backend) -> np.ndarray:
         """uint8 (B, 3, S, S) -> (B, K), rows sum to one."""
         return softmax(self.logits(x, backend) / self.temperature)
+
+    def use_views(self, views: int | None) -> None:
+        """Answer with another number of views; None leaves it as it was trained."""
+        if views is not None and not 1 <= views <= 8:
+            raise ValueError(f"--views is {views}; a square has 8 symmetries, so it is a number from 1 to 8")
+        self.views = views or self.views
 
     def _ranked(self, image: str, probabilities: np.ndarray, top_k: int) -> Prediction:
         order = np.argsort(-probabilities, kind="stable")[:top_k]

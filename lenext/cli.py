@@ -19,6 +19,7 @@ from lenext.config import described_fields, nearest, read_file
 from lenext.version import __version__
 
 DESCRIPTION = "Image classification, from a folder of photos to a trained, evaluated, explained classifier."
+VIEWS = "Mirrored and turned versions of a picture, 1 to 8, that an answer averages (default: as trained)"
 Output = Literal["table", "json"]
 PredictOutput = Literal["table", "json", "csv", "parquet"]
 Language = Literal["en", "zh"]
@@ -97,8 +98,10 @@ def build_parser() -> ArgumentParser:
     evaluate = _command("Measure a classifier on the split it was not trained on, or on other data.")
     evaluate.add_argument("run", type=str, help="Run folder or classifier file")
     evaluate.add_argument("data", nargs="?", type=str, default=None, help="Other data (default: the run's own)")
+    evaluate.add_argument("--root", type=str | None, default=None, help="Folder that the pictures of a manifest lie in")
     evaluate.add_argument("--split", type=str | None, default=None, help="train, val or test (default: test, else val)")
     evaluate.add_argument("--format", type=Output, default="table", help="Form of the answer")
+    evaluate.add_argument("--views", type=int | None, default=None, help=VIEWS)
     commands.add_subcommand("evaluate", evaluate, help="measure a classifier")
 
     predict = _command("Name the classes of pictures.")
@@ -112,7 +115,34 @@ def build_parser() -> ArgumentParser:
     predict.add_argument(
         "--language", type=Language | None, default=None, help="Of the ImageNet class names (default: en)"
     )
+    predict.add_argument("--views", type=int | None, default=None, help=VIEWS)
     commands.add_subcommand("predict", predict, help="name the classes of pictures")
+
+    check = _command("Look for what would spoil a training: broken, double, mislabelled and badly taken pictures.")
+    check.add_argument("data", type=str, help="Folder, manifest, data set as it is distributed, shards, or hf:NAME")
+    check.add_argument("--root", type=str | None, default=None, help="Folder that the pictures of a manifest lie in")
+    check.add_argument(
+        "--run",
+        type=str | None,
+        default=None,
+        help="Run folder, classifier file or network with ImageNet weights, to find probable label errors with",
+    )
+    check.add_argument("--format", type=Output, default="table", help="Form of the answer")
+    check.add_argument("--out", type=str | None, default=None, help="File for the answer as JSON")
+    check.add_argument("--html", type=str | None, default=None, help="File for a page with the pictures in question")
+    check.add_argument(
+        "--write-manifest",
+        type=str | None,
+        default=None,
+        help="File for a list of the pictures that are fit to train on",
+    )
+    check.add_argument(
+        "--write-shards", type=str | None, default=None, help="Folder for these pictures as WebDataset shards"
+    )
+    for name in ("seed", "val_fraction", "test_fraction", "max_unreadable"):
+        kind, default, text = next(field[1:] for field in described_fields() if field[0] == name)
+        check.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default, help=text)
+    commands.add_subcommand("check", check, help="check a data set before training")
 
     models = _command("List the architectures, or show one layer by layer.")
     models.add_argument("name", nargs="?", type=str, default=None, help="Architecture to show")
@@ -167,7 +197,9 @@ def _evaluate(args: Namespace) -> int:
     given = _given(args)
     form = given.pop("format", "table")
     with terminal.messages():
-        split, result = evaluate.evaluate_run(given["run"], given.get("data"), given.get("split"))
+        split, result = evaluate.evaluate_run(
+            given["run"], given.get("data"), given.get("split"), given.get("root"), given.get("views")
+        )
     terminal.show_evaluation(split, result, form)
     return 0
 
@@ -184,8 +216,23 @@ def _predict(args: Namespace) -> int:
             form=given.get("format", "table"),
             out=given.get("out"),
             language=given.get("language"),
+            views=given.get("views"),
         )
     return 0 if answered else 1
+
+
+def _check(args: Namespace) -> int:
+    from lenext import terminal
+    from lenext.check import command
+    from lenext.data.sources import SplitOptions
+
+    given = _given(args)
+    options = {name: given.pop(name) for name in ("seed", "val_fraction", "test_fraction") if name in given}
+    with terminal.messages():
+        sound = command.run(
+            given.pop("data"), form=given.pop("format", "table"), options=SplitOptions(**options), **given
+        )
+    return 0 if sound else 1
 
 
 def _models(args: Namespace) -> int:
@@ -195,7 +242,14 @@ def _models(args: Namespace) -> int:
     return 0
 
 
-COMMANDS = {"demo": _demo, "train": _train, "evaluate": _evaluate, "predict": _predict, "models": _models}
+COMMANDS = {
+    "demo": _demo,
+    "train": _train,
+    "evaluate": _evaluate,
+    "predict": _predict,
+    "check": _check,
+    "models": _models,
+}
 
 
 def _given(args: Namespace) -> dict[str, Any]:

@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 Augment = Literal["none", "light", "standard", "strong", "dihedral"]
+Flip = Literal["none", "horizontal", "both"]
+Policy = Literal["none", "randaugment", "trivialaugment", "autoaugment", "augmix"]
+Sampling = Literal["shuffled", "balanced", "weighted"]
 Optimizer = Literal["adamw", "adam", "sgd"]
 Schedule = Literal["cosine", "constant", "decay"]
 Loss = Literal["cross_entropy", "bce"]
@@ -29,7 +32,11 @@ class TrainConfig:
     """Settings of `lenext train`. `None` means: chosen from the data and the machine, and said.
 
     Args:
-        data: Folder of pictures (a folder a class, with or without train, val and test above) or manifest file.
+        data: Folder of pictures (a folder a class, with or without train, val and test above), manifest file, data set
+            as it is distributed (Tiny-ImageNet-200, IDX, CIFAR), shards-{000000..000127}.tar, or hf:NAME[:CONFIG].
+        root: Folder that the pictures of a manifest lie in; the manifest's own when not given.
+        check: Look for what would make the result worthless before training: the same pictures on both sides of a
+            split, classes without pictures. false: train regardless.
         model: Architecture, see `lenext models`. Chosen when not given: the pretrained one on this machine.
         recipe: A set of settings by name. auto: quick classifier, then fine-tuning, within the time budget;
             fit: plain training of the whole network; others are listed in the documentation.
@@ -52,20 +59,37 @@ class TrainConfig:
         label_smoothing: Share of the target spread evenly over all classes.
         augment: Random changes to training pictures. none; light: flips and mild crops; standard: flips and crops;
             strong: more on top; dihedral: flips and quarter turns. Chosen when not given.
+        crop_scale: Smallest share of a picture's area that a random crop keeps, 1 for no crops. By augment.
+        flip: Mirror images at random. By augment.
+        policy: Automatic augmentation, one published policy. By augment.
+        color_jitter: Strength of random brightness, contrast and saturation, 0 to 1. By augment.
+        erasing: Probability that a random rectangle is erased. By augment.
+        repeats: Times that a picture appears in a batch, each differently altered (repeated augmentation).
+        mixup: Alpha of mixup: pairs of pictures and their labels are blended. 0: off.
+        cutmix: Alpha of cutmix: a rectangle of another picture, with its share of the label. 0: off; with mixup, one
+            of the two is drawn for each batch.
+        sampling: shuffled: every picture once an epoch; balanced: every class equally often; weighted: by the weights
+            of a manifest.
         select: What makes a model the best, and so the one that is kept.
         patience: Epochs without improvement after which training stops. 0: never.
         val_fraction: Share of each class held out for validation where the data has no such split.
         test_fraction: Share of each class held out for the final test where the data has no splits at all.
+        folds: Parts of a cross-validation, of which one validates and the others train. 0: val_fraction instead.
+        fold: Which part validates, from 0.
         max_unreadable: Share of unreadable pictures above which the run does not start.
         seed: Seed of split, weights, order, augmentation and dropout.
         devices: Number of processors of the kind `accelerator`.
         accelerator: Kind of processor.
         precision: Arithmetic of training. auto: measured, the fastest that agrees with float32.
         channels_last: Memory format of training. Measured when not given.
-        workers: Processes that prepare batches. 0: in the training process.
+        workers: Processes that prepare batches. 0: in the training process. Chosen when not given.
+        cache: Keep decoded pictures in a file between epochs and runs. Chosen when not given: where it pays.
+        cache_limit: Most that all such files together may take, gigabytes.
     """
 
     data: str | None = None
+    root: str | None = None
+    check: bool = True
     model: str | None = None
     recipe: str = "auto"
     pretrained: bool | str | None = None
@@ -85,39 +109,74 @@ class TrainConfig:
     loss: Loss = "cross_entropy"
     label_smoothing: float = 0.0
     augment: Augment | None = None
+    crop_scale: float | None = None
+    flip: Flip | None = None
+    policy: Policy | None = None
+    color_jitter: float | None = None
+    erasing: float | None = None
+    repeats: int = 1
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    sampling: Sampling = "shuffled"
     select: Select = "val_accuracy"
     patience: int = 0
     val_fraction: float = 0.15
     test_fraction: float = 0.15
+    folds: int = 0
+    fold: int = 0
     max_unreadable: float = 0.05
     seed: int = 0
     devices: int = 1
     accelerator: Accelerator = "auto"
     precision: Precision = "auto"
     channels_last: bool | None = None
-    workers: int = 0
+    workers: int | None = None
+    cache: bool | None = None
+    cache_limit: float = 20.0
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
         for name, hint in hints.items():
             if not _fits(getattr(self, name), hint):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be {_spoken(hint)}")
-        for name in ("epochs", "batch_size", "image_size", "devices", "lr", "time_budget", "lr_decay"):
+        for name in POSITIVE:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise ValueError(f"{name} is {value}; it must be greater than 0")
-        for name in ("weight_decay", "momentum", "warmup_epochs", "clip_norm", "patience", "seed", "workers"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
+        for name in NOT_NEGATIVE:
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < float("inf"):
+                raise ValueError(f"{name} is {value}; it must be at least 0")
         for name in ("label_smoothing", "val_fraction", "test_fraction"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and less than 1")
+        for name in ("crop_scale", "color_jitter", "erasing"):
+            if (value := getattr(self, name)) is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name} is {value}; it is a share between 0 and 1")
+        if self.folds == 1 or (self.fold and self.fold >= self.folds):
+            raise ValueError(f"fold is {self.fold} of {self.folds} folds; folds is at least 2 and fold less than that")
         if self.devices != 1:
             raise ValueError(f"devices is {self.devices}; this version trains on one device")
         if not 0 <= self.max_unreadable <= 1:
             raise ValueError(f"max_unreadable is {self.max_unreadable}; it is a share between 0 and 1")
 
+    @property
+    def alters_pictures(self) -> bool:
+        """Whether the user asks for something that is done to pictures, batch by batch, before the network."""
+        chosen = (self.augment, self.crop_scale, self.flip, self.policy, self.color_jitter, self.erasing)
+        return (
+            any(value is not None for value in chosen)
+            or bool(self.mixup or self.cutmix)
+            or self.repeats > 1
+            or self.sampling != "shuffled"
+        )
 
+
+POSITIVE = ("epochs", "batch_size", "image_size", "devices", "lr", "time_budget", "lr_decay", "repeats", "crop_scale")
+NOT_NEGATIVE = (
+    "weight_decay", "momentum", "warmup_epochs", "clip_norm", "patience", "seed", "workers", "mixup", "cutmix", "folds",
+    "fold", "cache_limit",
+)  # fmt: skip
 FIELDS = tuple(f.name for f in dataclasses.fields(TrainConfig))
 
 

@@ -42,7 +42,13 @@ def run(out: str | None = None, seed: int = 0, time_budget: float = 165.0) -> Pa
 
     from lenext.training import loop
 
-    settings = {"data": str(manifest), "model": MODEL, "seed": seed, "time_budget": time_budget}
+    settings = {
+        "data": str(manifest),
+        "root": str(photographs()),
+        "model": MODEL,
+        "seed": seed,
+        "time_budget": time_budget,
+    }
     folder = loop.train(loop.configure(settings), out or runs.create(None, "demo"), started=started)
     show(folder, manifest)
     return folder
@@ -52,11 +58,7 @@ def write_manifest(seed: int, folder: Path | None = None) -> Path:
     """A manifest of one random split of the photographs, in the user's cache; returns its path."""
     from sklearn.model_selection import train_test_split
 
-    package = importlib.util.find_spec("elpv_dataset")
-    assert package is not None
-    assert package.origin is not None
-    root = Path(package.origin).parent / "data"
-    rows = [line.split() for line in (root / "labels.csv").read_text().splitlines()]
+    rows = [line.split() for line in (photographs() / "labels.csv").read_text().splitlines()]
     strata = np.array([f"{probability} {kind}" for _, probability, kind in rows])
     train, test = train_test_split(np.arange(len(rows)), test_size=TEST_FRACTION, stratify=strata, random_state=seed)
     _, val = train_test_split(train, test_size=VAL_FRACTION, stratify=strata[train], random_state=seed)
@@ -71,10 +73,18 @@ def write_manifest(seed: int, folder: Path | None = None) -> Path:
             writer = csv.writer(stream)
             writer.writerow(["image", "label", "split"])
             for (name, probability, _), split in zip(rows, splits):
-                writer.writerow([root / name, "defective" if float(probability) > 0.5 else "functional", split])
+                writer.writerow([name, "defective" if float(probability) > 0.5 else "functional", split])
 
     runs.write_atomically(path, write)
     return path
+
+
+def photographs() -> Path:
+    """The folder that the package keeps its photographs in."""
+    package = importlib.util.find_spec("elpv_dataset")
+    assert package is not None
+    assert package.origin is not None
+    return Path(package.origin).parent / "data"
 
 
 def show(folder: Path, manifest: Path) -> None:
@@ -100,7 +110,7 @@ def show(folder: Path, manifest: Path) -> None:
     terminal.output.print(table)
 
     classifier = load(folder)
-    test = sources.read(manifest).split("test")
+    test = sources.open_data(manifest, photographs()).split("test")
     chosen = np.random.default_rng(0).choice(len(test), 5, replace=False)
     predictions = Table(title="five of them", title_justify="left")
     for column in ("photograph", "truth", "answer", "probability"):

@@ -22,7 +22,14 @@ log = logging.getLogger("lenext")
 
 
 def run(
-    path: str, inputs: Sequence[str], *, top_k: int, form: str, out: str | None, language: str | None = None
+    path: str,
+    inputs: Sequence[str],
+    *,
+    top_k: int,
+    form: str,
+    out: str | None,
+    language: str | None = None,
+    views: int | None = None,
 ) -> int:
     """Predict every picture that `inputs` name and write the answer; returns how many pictures got one."""
     if form == "parquet" and out is None:
@@ -30,6 +37,7 @@ def run(
     if top_k < 1:
         raise ValueError(f"--top-k is {top_k}; at least the best class must be asked for")
     classifier = load(path, language)
+    classifier.use_views(views)
     pictures = expand(inputs)
     predictions = []
     with terminal.bar("predicting", len(pictures)) as bar:

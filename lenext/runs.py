@@ -1,6 +1,6 @@
 """The run folder: everything a training run leaves behind. This is its only reader and writer.
 
-config.yaml, data.json, environment.json, choices.json, model.txt   written before training
+config.yaml, data.json, samples.parquet, environment.json, choices.json, model.txt   written before training
 metrics.jsonl, train.log, checkpoint.*, classifier.safetensors      written as it goes
 evaluation.json, predictions.parquet, figures/, report.html         written at the end
 """
@@ -22,6 +22,7 @@ from typing import Any
 import yaml
 
 CONFIG, DATA, METRICS, CLASSIFIER = "config.yaml", "data.json", "metrics.jsonl", "classifier.safetensors"
+SAMPLES = "samples.parquet"
 log = logging.getLogger("lenext")
 # Python can only read the umask by setting it; once, while there is one thread.
 _UMASK = os.umask(0o022)
@@ -231,7 +232,29 @@ def _git_revision() -> str:
 
 def write_predictions(run: Path, rows: Sequence[dict[str, Any]]) -> None:
     import pyarrow as pa
+
+    _write_table(run / "predictions.parquet", pa.Table.from_pylist(list(rows)))
+
+
+def write_samples(run: Path, table: Any) -> None:
+    """Which pictures the run was made with: an Arrow table of image, label, split and content."""
+    _write_table(run / SAMPLES, table)
+
+
+def read_samples(run: Path) -> Any:
+    """The table that `write_samples` wrote; None in a folder without one."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pa.Table.from_pylist(list(rows))
-    write_atomically(run / "predictions.parquet", lambda file: pq.write_table(table, file))
+    if not (run / SAMPLES).is_file():
+        return None
+    try:
+        return pq.read_table(run / SAMPLES)
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{run / SAMPLES} cannot be read: {error}") from None
+
+
+def _write_table(path: Path, table: Any) -> None:
+    import pyarrow.parquet as pq
+
+    write_atomically(path, lambda file: pq.write_table(table, file))

@@ -1,11 +1,18 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from tests.pictures import make_folder
+
+# What a run leaves in the user's cache goes to a folder of the tests; one that is set from outside stays.
+CACHE = None
+if "LENEXT_TEST_CACHE" not in os.environ:
+    CACHE = tempfile.TemporaryDirectory(prefix="lenext-cache-")  # goes with the process
+    os.environ["XDG_CACHE_HOME"] = os.environ["LENEXT_TEST_CACHE"] = CACHE.name
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # processes that each use all cores would only wait for one another
     os.environ.setdefault("OMP_NUM_THREADS", "1")

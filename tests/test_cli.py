@@ -7,6 +7,7 @@ import json
 import pickle
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -144,6 +145,9 @@ def test_too_many_unreadable_pictures_stop_the_run_before_it_starts(tmp_path, ca
     arguments = ["train", data, "--model", "lenet5", "--epochs", "1", "--test-fraction", "0"]
     status, _, err = lenext_command(*arguments, "--out", tmp_path / "run", capsys=capsys)
     assert status == 2
+    assert "3 pictures of 40 (7.5 %) cannot be read" in err
+    status, _, err = lenext_command(*arguments, "--check", "false", "--out", tmp_path / "run", capsys=capsys)
+    assert status == 2
     assert "3 of 40 pictures (8 %) cannot be read" in err
     assert "--max-unreadable 0.08" in err
     assert not (tmp_path / "run/metrics.jsonl").exists()
@@ -204,9 +208,16 @@ def test_run_folder_has_what_the_contract_names(run, shapes):
                             "seconds", "images_per_second"}  # fmt: skip
     data = json.loads((run / "data.json").read_text())
     assert data["classes"] == ["三角", "圆"]
-    assert data["counts"] == {s: {"三角": n, "圆": n} for s, n in (("train", 22), ("val", 4), ("test", 4))}
+    assert {name: sum(counts[name] for counts in data["counts"].values()) for name in data["classes"]} == {
+        "三角": 30, "圆": 30
+    }  # fmt: skip
+    samples = pq.read_table(run / "samples.parquet").to_pydict()
+    assert {s: samples["split"].count(s) for s in data["counts"]} == {
+        s: sum(c.values()) for s, c in data["counts"].items()
+    }
+    assert all(len(content) == 32 for content in samples["content"])
     table = pq.read_table(run / "predictions.parquet").to_pydict()
-    assert sorted(table["split"]) == ["test"] * 8 + ["val"] * 8
+    assert Counter(table["split"]) == {s: sum(data["counts"][s].values()) for s in ("val", "test")}
     assert "圆" in (run / "report.html").read_text(encoding="utf-8")
 
 
@@ -288,7 +299,8 @@ def test_evaluate_json_is_counted_from_the_predictions(run, shapes, capsys):
     assert answer["accuracy_interval"][0] <= answer["accuracy"] <= answer["accuracy_interval"][1]
     assert set(answer["per_class"]) == {"三角", "圆"}
     assert json.loads((run / "evaluation.json").read_text())["test"] == answer
-    assert json.loads(lenext_command("evaluate", run, "--split", "val", "--format", "json", capsys=capsys)[1])["n"] == 8
+    answer = json.loads(lenext_command("evaluate", run, "--split", "val", "--format", "json", capsys=capsys)[1])
+    assert answer["n"] == len(table) - len(test)
     status, _, err = lenext_command("evaluate", run, "--split", "tset", capsys=capsys)
     assert (status, "has no split 'tset'" in err) == (2, True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from torch import Tensor
 
 from lenext import runs, terminal
 from lenext.classifier import Classifier, load, softmax
-from lenext.data import sources
-from lenext.data.decode import UnreadableImage, decode
-from lenext.data.sources import SPLITS, Samples
+from lenext.data import dataset, sources
+from lenext.data.dataset import DataOptions, Dataset
+from lenext.data.decode import UnreadableImage
+from lenext.data.samples import SPLITS, Samples
 from lenext.data.transforms import eval_transform
 from lenext.evaluation import figures
 from lenext.evaluation.metrics import evaluate
@@ -36,7 +38,7 @@ def compute_logits(classifier: Classifier, samples: Samples, title: str) -> tupl
 
     def read(index: int) -> Tensor | str:
         try:
-            return transform(decode(samples.path(index), shrink_to=classifier.preprocess.resize))
+            return transform(samples.decode(index, shrink_to=classifier.preprocess.resize))
         except UnreadableImage as error:
             return str(error)
 
@@ -61,32 +63,36 @@ def compute_logits(classifier: Classifier, samples: Samples, title: str) -> tupl
     return logits, failed
 
 
-def evaluate_run(path: str, data: str | None = None, split: str | None = None) -> tuple[str, dict[str, Any]]:
+def evaluate_run(
+    path: str, data: str | None = None, split: str | None = None, root: str | None = None, views: int | None = None
+) -> tuple[str, dict[str, Any]]:
     """(split name, metrics) of a run or classifier file on its own data or on other data.
 
-    Without `split`: test where there is one, else val. Raises ValueError when the run's own test pictures are not
-    those it was made with, or when other data has a class that the classifier does not know.
+    root: the folder of the pictures of a manifest. split: test where there is one, else val, if not given.
+    views: symmetries averaged for an answer, as the classifier was trained if not given.
+    Raises ValueError when the run's own test pictures are not those it was made with, or when other data has a class
+    that the classifier does not know.
     """
     classifier = load(path)
+    classifier.use_views(views)
     about = classifier.about
-    if data is None and "data" not in about:
+    if data is None and "data_options" not in about:
         raise ValueError(f"{path} does not say which data it was trained on; give DATA")
     source = data or about["data"]
-    options = about.get("split_options", {})
-    samples = sources.read(source, **options) if data is None else sources.read_for_evaluation(source, options)
-    available = [name for name in SPLITS if (samples.splits == name).any()]
+    options = DataOptions(**about.get("data_options", {}))
+    if data is None:
+        own = dataset.read(source, options)
+        samples = own.samples
+    else:
+        samples = sources.read_for_evaluation(source, options, root)
+    available = [name for name in SPLITS if samples.in_split(name).any()]
     if split is None:
         split = next((name for name in ("test", "val") if name in available), available[0])
     if split not in available:
         raise ValueError(f"{source} has no split {split!r}; it has {', '.join(available)}")
     part = samples.split(split)
     if data is None:
-        recorded = about.get("fingerprint", {}).get(split)
-        if recorded and sources.fingerprint(samples)[split] != recorded:
-            raise ValueError(
-                f"the {split} pictures of {source} are not those the run was made with: files were added, removed "
-                f"or moved since. Give the data itself to measure on it: lenext evaluate {path} {source}"
-            )
+        _require_unchanged(path, own, about["fingerprint"], split)
     part = match_classes(part, classifier.classes)
     logits, failed = compute_logits(classifier, part, f"evaluating {split}")
     good = ~np.isnan(logits).any(1)
@@ -94,15 +100,31 @@ def evaluate_run(path: str, data: str | None = None, split: str | None = None) -
     return split, evaluate(probabilities, part.labels[good], classifier.classes, failed=failed)
 
 
+def _require_unchanged(path: str, data: Dataset, recorded: dict[str, str], split: str) -> None:
+    """ValueError, naming the files, where a split is not the one that the classifier was made with."""
+    membership = data.membership()
+    if dataset.fingerprint(membership).get(split) == recorded.get(split):
+        return
+    folder = Path(path) if Path(path).is_dir() else Path(path).parent
+    before = runs.read_samples(folder)
+    changes = "" if before is None else f" ({dataset.differences(before, membership, split)})"
+    raise ValueError(
+        f"the {split} pictures of {data.source} are not those the run was made with{changes}. Put them "
+        f"back; or measure on other pictures: lenext evaluate {path} FOLDER"
+    )
+
+
 def match_classes(samples: Samples, classes: tuple[str, ...]) -> Samples:
     """The samples with labels that index `classes`: by name, whatever the order or number of classes in the data."""
+    if samples.sets is not None:
+        raise ValueError("the data gives several labels to a picture, and the classifier was trained to give one")
     unknown = sorted({samples.classes[i] for i in np.unique(samples.labels)} - set(classes))
     if unknown:
         known = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
         raise ValueError(f"the data has the class {unknown[0]!r}, which the classifier does not know ({known})")
     index = {name: i for i, name in enumerate(classes)}
     labels = np.array([index[samples.classes[label]] for label in samples.labels], dtype=np.int64)
-    return sources.replace(samples, labels=labels, classes=classes)
+    return replace(samples, labels=labels, classes=classes)
 
 
 def finish_run(run: Path, classifier: Classifier, samples: Samples) -> None:
@@ -110,11 +132,11 @@ def finish_run(run: Path, classifier: Classifier, samples: Samples) -> None:
     from lenext.evaluation.calibration import fit_temperature
     from lenext.evaluation.report import write_report
 
-    held_out = samples.take(np.flatnonzero(samples.splits != "train"))
+    held_out = samples.take(np.flatnonzero(~samples.in_split("train")))
     all_logits, all_failed = compute_logits(classifier, held_out, "evaluating")
     results, rows = {}, []
     for name in ("val", "test"):
-        inside = held_out.splits == name
+        inside = held_out.in_split(name)
         if not inside.any():
             continue
         part, logits = held_out.take(np.flatnonzero(inside)), all_logits[inside]
@@ -166,4 +188,4 @@ def _draw_mistakes(path: Path, part: Samples, good: np.ndarray, probabilities: n
         for i in worst
     ]
     if len(worst):
-        figures.draw_mistakes([decode(part.path(int(good[i])), shrink_to=256) for i in worst], titles, path)
+        figures.draw_mistakes([part.decode(int(good[i]), shrink_to=256) for i in worst], titles, path)

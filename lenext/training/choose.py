@@ -9,8 +9,7 @@ import numpy as np
 
 from lenext import models
 from lenext.config import TrainConfig
-from lenext.data.decode import read_size
-from lenext.data.sources import Samples
+from lenext.data.samples import Samples
 from lenext.models import catalogue
 from lenext.models.weights import has_offline_weights, has_public_weights
 from lenext.training.optim import default_lr
@@ -24,7 +23,7 @@ SMALL = 96
 def choose(config: TrainConfig, samples: Samples) -> tuple[TrainConfig, list[str]]:
     """(configuration with model, weights, size, batch, rate and augmentation settled, sentences that say why)."""
     said: list[str] = []
-    n = int((samples.splits == "train").sum())
+    n = int(samples.in_split("train").sum())
     settled: dict[str, Any] = {}
 
     # ---- model and weights
@@ -68,16 +67,16 @@ def choose(config: TrainConfig, samples: Samples) -> tuple[TrainConfig, list[str
         lr = default_lr(config.optimizer, bool(pretrained), batch_size)
         settled["lr"] = lr
         said.append(f"learning rate {lr:.2g}: the default of {config.optimizer} at batch {batch_size}")
-    if config.augment is None and not (pretrained and config.recipe == "auto"):
+    if config.augment is None and (config.alters_pictures or not (pretrained and config.recipe == "auto")):
         settled["augment"] = "light" if pretrained or size <= SMALL else "standard"
     return dataclasses.replace(config, **settled), said
 
 
 def _median_side(samples: Samples, most: int = 200) -> float:
     """Median short side of a sample of the training pictures, pixels; 224 if none can be read."""
-    train = np.flatnonzero(samples.splits == "train")
+    train = np.flatnonzero(samples.in_split("train"))
     looked_at = train[np.linspace(0, len(train) - 1, min(most, len(train))).astype(int)]
-    sizes = [size for i in looked_at if (size := read_size(samples.path(int(i)))) is not None]
+    sizes = [size for i in looked_at if (size := samples.size(int(i))) is not None]
     return float(np.median([min(size) for size in sizes])) if sizes else 224.0
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,15 +17,19 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lenext import config as settings
 from lenext import recipes, runs, terminal
 from lenext.classifier import Classifier, load
 from lenext.config import TrainConfig
-from lenext.data import sources
+from lenext.data import dataset
+from lenext.data.dataset import Dataset
 from lenext.data.loader import derive_seed
-from lenext.data.sources import Samples
+from lenext.data.mixing import mix
+from lenext.data.samples import Samples
+from lenext.data.sources import absolute
 from lenext.evaluation.evaluate import finish_run
 from lenext.models.catalogue import summarise
 from lenext.models.pooled import build_network
@@ -54,20 +57,24 @@ def train(config: TrainConfig, out: str | Path | None = None, *, started: float 
     started = time.time() if started is None else started
     if config.data is None:
         raise ValueError("DATA is missing: a folder of pictures (a folder a class) or a manifest file")
-    samples = sources.read(config.data, **prepare.split_options(config))
-    config = dataclasses.replace(config, data=os.path.abspath(config.data))  # the run may be used from elsewhere
-    config, choices = choose(config, samples)
+    data = dataset.read(config.data, prepare.data_options(config))
+    prepare.require_sound(config, data)
+    # The run may be used from elsewhere.
+    config = dataclasses.replace(config, data=absolute(config.data), root=config.root and absolute(config.root))
+    config, choices = choose(config, data.samples)
     prepare.device_of(config)  # a processor that is not there ends it here
-    classifier = _new_classifier(config, samples)
+    membership = data.membership()
+    classifier = _new_classifier(config, data.samples, dataset.fingerprint(membership))
     run = runs.create(out, str(config.model if config.recipe in ("auto", "fit") else config.recipe))
     runs.write_config(run, dataclasses.asdict(config))
-    prepare.write_data(run, config, samples, unreadable=[])
+    runs.write_samples(run, membership)
+    prepare.write_data(run, classifier, data.samples, unreadable=[])
     with runs.logging_to(run), _resumable(run):
         for sentence in choices:
             log.info("%s", sentence)
         runs.write_json(run / "environment.json", runs.environment())
         runs.write_json(run / "choices.json", choices)
-        return _run(run, config, samples, classifier, started)
+        return _run(run, config, data, classifier, started)
 
 
 def resume(path: str | Path) -> Path:
@@ -78,22 +85,24 @@ def resume(path: str | Path) -> Path:
         return run
     config = settings.build(runs.read_config(run))
     assert config.data is not None
-    samples = sources.read(config.data, **prepare.split_options(config))
-    if sources.fingerprint(samples) != runs.read_json(run / runs.DATA)["fingerprint"]:
+    data = dataset.read(config.data, prepare.data_options(config))
+    membership = data.membership()
+    fingerprint = dataset.fingerprint(membership)
+    if fingerprint != runs.read_json(run / runs.DATA)["fingerprint"]:
+        changes = dataset.differences(runs.read_samples(run), membership)
         raise ValueError(
-            f"{config.data} is not what the run {run} began with: pictures were added, removed or moved. Put them "
-            "back, or train anew"
+            f"{config.data} is not what the run {run} began with: {changes}. Put it back as it was, or train anew"
         )
     with runs.logging_to(run), _resumable(run):
         log.info("resuming %s", run)
-        return _run(run, config, samples, _new_classifier(config, samples), time.time())
+        return _run(run, config, data, _new_classifier(config, data.samples, fingerprint), time.time())
 
 
-def _run(run: Path, config: TrainConfig, samples: Samples, classifier: Classifier, started: float) -> Path:
+def _run(run: Path, config: TrainConfig, data: Dataset, classifier: Classifier, started: float) -> Path:
     # ------------------------------------------------------------------------------------------------ pictures
-    preprocess = classifier.preprocess
-    pictures, readable = prepare.read_pictures(run, config, samples, preprocess)
-    rows = {name: np.flatnonzero(readable & (samples.splits == name)) for name in ("train", "val")}
+    samples, preprocess = data.samples, classifier.preprocess
+    pictures, readable = prepare.read_pictures(run, config, data, classifier)
+    rows = {name: np.flatnonzero(readable & samples.in_split(name)) for name in ("train", "val")}
     train_set, val_set = samples.take(rows["train"]), samples.take(rows["val"])
     prepare.draw_samples(run, train_set)
 
@@ -110,7 +119,7 @@ def _run(run: Path, config: TrainConfig, samples: Samples, classifier: Classifie
             run, config, classifier, samples, pictures, rows, labels, progress, started=started
         )
     else:
-        task = prepare.image_task(config, classifier, pictures, rows)
+        task = prepare.image_task(config, classifier, samples, pictures, rows)
     if not begun:
         spent = time.time() - started
         config = prepare.settle_speed(config, task, train_set, spent=spent, evaluation=evaluation)
@@ -161,8 +170,13 @@ def _run(run: Path, config: TrainConfig, samples: Samples, classifier: Classifie
                         group["lr"] = lr * group["lr_scale"]
                     torch.manual_seed(derive_seed("step", config.seed, step, fabric.global_rank))
                     y = labels["train"][index]
-                    outputs = module(task.prepare(inputs))
-                    loss = compute_loss(config.loss, outputs, y, weights[index], config.label_smoothing)
+                    x, targets = task.prepare(inputs), y
+                    if config.mixup or config.cutmix:
+                        shares = F.one_hot(y, len(classifier.classes)).float()
+                        seed = derive_seed("mix", config.seed, step, fabric.global_rank)
+                        x, targets = mix(x, shares, mixup=config.mixup, cutmix=config.cutmix, seed=seed)
+                    outputs = module(x)
+                    loss = compute_loss(config.loss, outputs, targets, weights[index], config.label_smoothing)
                     if not torch.isfinite(loss):
                         raise FloatingPointError(_diverged(run, epoch, number + 1, lr))
                     fabric.backward(loss)
@@ -249,7 +263,7 @@ def better(row: dict[str, float], best: dict[str, float] | None, select: str) ->
     return (row["val_accuracy"], -row["val_loss"]) > (best["val_accuracy"], -best["val_loss"])
 
 
-def _new_classifier(config: TrainConfig, samples: Samples) -> Classifier:
+def _new_classifier(config: TrainConfig, samples: Samples, fingerprint: dict[str, str]) -> Classifier:
     """A network with fresh or pretrained weights and what belongs to it, not yet trained."""
     architecture = {
         "name": config.model,
@@ -265,8 +279,8 @@ def _new_classifier(config: TrainConfig, samples: Samples) -> Classifier:
         preprocess=prepare.preprocess_of(config),
         about={
             "data": config.data,
-            "split_options": prepare.split_options(config),
-            "fingerprint": sources.fingerprint(samples),
+            "data_options": prepare.data_options(config).to_dict(),
+            "fingerprint": fingerprint,
         },
     )
 

@@ -7,13 +7,14 @@ from torch import Tensor
 
 
 def cross_entropy(outputs: Tensor, labels: Tensor, weights: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Weighted mean of the softmax cross-entropy. outputs (B, K), labels (B,) int64, weights (B,)."""
+    """Weighted mean of the softmax cross-entropy. outputs (B, K), labels (B,) int64 or shares (B, K), weights (B,)."""
     losses = F.cross_entropy(outputs, labels, reduction="none", label_smoothing=label_smoothing)
     return (losses * weights).sum() / weights.sum().clamp_min(1e-12)
 
 
 def binary_cross_entropy(outputs: Tensor, labels: Tensor, weights: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Weighted mean of the sigmoid cross-entropy of one output. outputs (B, 1), labels (B,) in {0, 1}."""
+    """Weighted mean of the sigmoid cross-entropy of one output. outputs (B, 1), labels (B,) or shares (B, 2)."""
+    labels = labels[:, 1] if labels.ndim == 2 else labels
     targets = labels.to(outputs.dtype) * (1 - label_smoothing) + label_smoothing / 2
     losses = F.binary_cross_entropy_with_logits(outputs[:, 0], targets, reduction="none")
     return (losses * weights).sum() / weights.sum().clamp_min(1e-12)

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from lenext import models, runs, terminal
 from lenext.classifier import Classifier
 from lenext.config import TrainConfig
-from lenext.data import sources
+from lenext.data import check
 from lenext.data.cache import PackedImages, pack
-from lenext.data.decode import UnreadableImage, decode
-from lenext.data.loader import Batches
-from lenext.data.sources import Samples
-from lenext.data.transforms import eval_transform, normalise, train_transform
+from lenext.data.dataset import DataOptions, Dataset
+from lenext.data.decode import UnreadableImage
+from lenext.data.loader import Batches, Pictures, default_workers
+from lenext.data.samples import Samples
+from lenext.data.transforms import PRESETS, Augmentation, eval_transform, normalise, train_transform
 from lenext.evaluation import figures
 from lenext.models.weights import head_names
 from lenext.preprocess import Preprocess
@@ -65,7 +66,7 @@ class Task:
 
 
 def image_task(
-    config: TrainConfig, classifier: Classifier, pictures: PackedImages, rows: dict[str, np.ndarray]
+    config: TrainConfig, classifier: Classifier, samples: Samples, pictures: Pictures, rows: dict[str, np.ndarray]
 ) -> Task:
     """Training of the whole network on augmented pictures."""
     assert config.batch_size is not None
@@ -85,10 +86,14 @@ def image_task(
         module=classifier.model,
         train=Batches(
             _Rows(pictures, rows["train"]),
-            train_transform(preprocess, config.augment or "light"),
+            train_transform(preprocess, augmentation(config)),
             batch_size=config.batch_size,
             seed=config.seed,
-            workers=config.workers,
+            workers=workers_of(config),
+            repeats=config.repeats,
+            sampling=config.sampling,
+            labels=samples.labels[rows["train"]],
+            weights=samples.weights[rows["train"]],
         ),
         val=Batches(_Rows(pictures, rows["val"]), eval_transform(preprocess), batch_size=2 * config.batch_size),
         val_pictures=len(rows["val"]),
@@ -98,11 +103,18 @@ def image_task(
     )
 
 
+def augmentation(config: TrainConfig) -> Augmentation:
+    """The preset of the configuration, with the single steps that it sets."""
+    names = ("crop_scale", "flip", "policy", "color_jitter", "erasing")
+    given = {name: value for name in names if (value := getattr(config, name)) is not None}
+    return dataclasses.replace(PRESETS[config.augment or "light"], **given)
+
+
 @dataclass(frozen=True)
 class _Rows:
     """Some of the pictures, numbered from 0."""
 
-    pictures: PackedImages
+    pictures: Pictures
     rows: np.ndarray
 
     def __len__(self) -> int:
@@ -112,62 +124,86 @@ class _Rows:
         return self.pictures[int(self.rows[index])]
 
 
-def read_pictures(
-    run: Path, config: TrainConfig, samples: Samples, preprocess: Preprocess
-) -> tuple[PackedImages, np.ndarray]:
-    """(pictures of every split but test, (N,) whether each sample can be trained on), and data.json.
+def require_sound(config: TrainConfig, data: Dataset) -> None:
+    """Say what is odd about the data; ValueError, with the mend, where it would make the result worthless."""
+    if data.samples.sets is not None:
+        raise ValueError(
+            f"{config.data} gives several labels to a picture; this version trains on one label a picture "
+            "(lenext check reads such data)"
+        )
+    if data.scanned is not None:
+        found = check.find(data.samples, data.scanned, data.source, config.max_unreadable, data.near)
+        check.require_sound(found, data.source)
 
-    Unreadable files are named; more than the share the configuration allows stop the run here. Test pictures are
-    left alone until the end.
+
+def read_pictures(
+    run: Path, config: TrainConfig, data: Dataset, classifier: Classifier
+) -> tuple[PackedImages, np.ndarray]:
+    """(all pictures, decoded or ready to be, (N,) whether each can be trained on), and data.json.
+
+    Unreadable files are named; more than the share the configuration allows stop the run here.
     """
-    short_side = math.ceil(preprocess.resize * TRAIN_MARGIN)
-    wanted = np.flatnonzero(samples.splits != "test")
-    with terminal.bar("reading pictures", len(wanted)) as bar:
-        packed = pack([samples.path(int(i)) for i in wanted], short_side, bar.to)
-    unreadable = [{"image": samples.images[wanted[i]], "reason": why} for i, why in sorted(packed.reasons.items())]
+    samples, scanned = data.samples, data.scanned
+    with terminal.bar("reading pictures", len(samples)) as bar:
+        packed = pack(
+            samples,
+            math.ceil(classifier.preprocess.resize * TRAIN_MARGIN),
+            digests=None if scanned is None else scanned.digests,
+            reasons=None if scanned is None else scanned.reasons,
+            cache=uses_cache(config),
+            limit_bytes=int(config.cache_limit * 1e9),
+            progress=bar.to,
+        )
+    unreadable = [{"image": samples.images[i], "reason": why} for i, why in sorted(packed.reasons.items())]
     readable = np.zeros(len(samples), dtype=bool)
-    readable[wanted[packed.readable]] = True
-    write_data(run, config, samples, unreadable)
+    readable[packed.readable] = True
+    write_data(run, classifier, samples, unreadable)
     for entry in unreadable[:10]:
         log.warning("left out: %s: %s", entry["image"], entry["reason"])
     if len(unreadable) > 10:
         log.warning("and %d more, all named in %s", len(unreadable) - 10, run / runs.DATA)
-    share = len(unreadable) / max(len(wanted), 1)
+    share = len(unreadable) / len(samples)
     if share > config.max_unreadable:
         raise ValueError(
-            f"{len(unreadable)} of {len(wanted)} pictures ({100 * share:.0f} %) cannot be read, such as "
+            f"{len(unreadable)} of {len(samples)} pictures ({100 * share:.0f} %) cannot be read, such as "
             f"{unreadable[0]['image']} ({unreadable[0]['reason']}); all are named in {run / runs.DATA}. Mend them, or "
             f"allow more with --max-unreadable {math.ceil(100 * share) / 100}"
         )
     for split in ("train", "val"):
-        left = {samples.classes[label] for label in samples.labels[readable & (samples.splits == split)]}
-        gone = [name for name, n in samples.counts()[split].items() if n and name not in left]
-        if gone:
-            raise ValueError(f"class {gone[0]!r} has no readable picture in {split}; see {run / runs.DATA}")
-    return _by_sample(packed, wanted, len(samples)), readable
+        inside = samples.in_split(split)
+        gone = np.flatnonzero((samples.class_counts(inside) > 0) & (samples.class_counts(inside & readable) == 0))
+        if len(gone):
+            name = samples.classes[gone[0]]
+            raise ValueError(f"class {name!r} has no readable picture in {split}; see {run / runs.DATA}")
+    return packed, readable
 
 
-def write_data(run: Path, config: TrainConfig, samples: Samples, unreadable: list[dict[str, str]]) -> None:
+def uses_cache(config: TrainConfig) -> bool:
+    """Whether decoded pictures are kept: as the user says, else where they are read more than once."""
+    if config.cache is not None:
+        return config.cache
+    return config.epochs != 1 or (config.recipe == "auto" and bool(config.pretrained))
+
+
+def workers_of(config: TrainConfig) -> int:
+    """Processes that prepare batches."""
+    if config.workers is not None:
+        return config.workers
+    return default_workers(device_of(config), cached=uses_cache(config))
+
+
+def write_data(run: Path, classifier: Classifier, samples: Samples, unreadable: list[dict[str, str]]) -> None:
     """data.json: class names, counts, the fingerprint of every split, and the files that give no pixels."""
     runs.write_json(
         run / runs.DATA,
         {
-            "data": config.data,
+            "data": classifier.about["data"],
             "classes": list(samples.classes),
             "counts": samples.counts(),
-            "fingerprint": sources.fingerprint(samples),
+            "fingerprint": classifier.about["fingerprint"],
             "unreadable": unreadable,
         },
     )
-
-
-def _by_sample(packed: PackedImages, wanted: np.ndarray, n: int) -> PackedImages:
-    """The same pictures, numbered as the samples are."""
-    paths, pixels = [Path()] * n, [None] * n
-    for position, index in enumerate(wanted):
-        paths[index], pixels[index] = packed.paths[position], packed.pixels[position]
-    reasons = {int(wanted[i]): why for i, why in packed.reasons.items()}
-    return PackedImages(tuple(paths), pixels, reasons, packed.short_side)  # type: ignore[arg-type]
 
 
 def settle_speed(
@@ -222,7 +258,7 @@ def draw_samples(run: Path, train_set: Samples, most: int = 18) -> None:
     images, titles = [], []
     for i in chosen:
         try:
-            images.append(decode(train_set.path(int(i)), shrink_to=160))
+            images.append(train_set.decode(int(i), shrink_to=160))
             titles.append(train_set.classes[train_set.labels[i]])
         except UnreadableImage:  # read a moment ago; gone since
             continue
@@ -243,8 +279,8 @@ def fresh_head(config: TrainConfig, module: nn.Module) -> nn.Module | None:
     return nn.ModuleList(module.get_submodule(name) for name in names) if names else None
 
 
-def split_options(config: TrainConfig) -> dict[str, Any]:
-    return {"seed": config.seed, "val_fraction": config.val_fraction, "test_fraction": config.test_fraction}
+def data_options(config: TrainConfig) -> DataOptions:
+    return DataOptions(**{field.name: getattr(config, field.name) for field in dataclasses.fields(DataOptions)})
 
 
 def device_of(config: TrainConfig) -> torch.device:

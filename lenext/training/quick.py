@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from lenext import runs, terminal
 from lenext.classifier import Classifier
-from lenext.data.cache import MEMORY_SHARE, PackedImages
+from lenext.data.loader import Pictures
 from lenext.data.transforms import dihedral, eval_transform, normalise
 from lenext.inference import fastest_backend
 from lenext.models.pooled import PooledNetwork, choose_taps, pool
@@ -32,6 +32,8 @@ from lenext.preprocess import Preprocess
 log = logging.getLogger("lenext")
 
 QUICK = "quick.safetensors"
+# Of the memory that is free, for stored activations: the rest belongs to the network, its gradients and other programs.
+MEMORY_SHARE = 0.35
 BATCH = 32
 # Fine-tuning starts below the two deepest tapped resolutions or widths; what lies under that stays frozen.
 TUNED_TAPS = 2
@@ -60,7 +62,7 @@ class Extractor:
         self,
         network: PooledNetwork,
         preprocess: Preprocess,
-        pictures: PackedImages,
+        pictures: Pictures,
         rows: np.ndarray,
         *,
         store: bool | None = None,

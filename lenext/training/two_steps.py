@@ -13,8 +13,8 @@ from torch import Tensor
 
 from lenext.classifier import Classifier
 from lenext.config import TrainConfig
-from lenext.data.cache import PackedImages
-from lenext.data.sources import Samples
+from lenext.data.loader import Pictures
+from lenext.data.samples import Samples
 from lenext.models.pooled import CombinedNetwork
 from lenext.training import checkpoint, frozen, prepare, quick
 
@@ -27,7 +27,7 @@ def quick_then_tuned(
     config: TrainConfig,
     classifier: Classifier,
     samples: Samples,
-    pictures: PackedImages,
+    pictures: Pictures,
     rows: dict[str, np.ndarray],
     labels: dict[str, Tensor],
     progress: dict[str, Any],
@@ -43,7 +43,7 @@ def quick_then_tuned(
     begun = checkpoint.exists(run)
     network, pooled = quick.pooled_network(classifier)
     both = np.concatenate([rows["train"], rows["val"]])
-    store = progress.get("stored", None if config.augment is None else False)
+    store = progress.get("stored", False if config.alters_pictures else None)
     extractor = quick.Extractor(
         network, classifier.preprocess, pictures, both, store=store, backend=progress.get("backend")
     )
@@ -57,9 +57,9 @@ def quick_then_tuned(
         progress |= {"backend": extractor.backend_name, "stored": extractor.boundary > 0}
     classifier.views = min(progress["views"], quick.ANSWER_VIEWS)
     # In float32, and through both branches: about 2.5 times the frozen pass.
-    evaluation = 2.5 * extractor.seconds_per_picture * classifier.views * int((samples.splits != "train").sum())
+    evaluation = 2.5 * extractor.seconds_per_picture * classifier.views * int((~samples.in_split("train")).sum())
     if not extractor.boundary:
-        return prepare.image_task(config, classifier, pictures, rows), evaluation
+        return prepare.image_task(config, classifier, samples, pictures, rows), evaluation
     combined = CombinedNetwork(network, copy.deepcopy(classifier.model), boundary=extractor.boundary)
     classifier.architecture, classifier.model = {**pooled, "boundary": extractor.boundary}, combined
     if begun:

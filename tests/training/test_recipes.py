@@ -132,7 +132,8 @@ def test_recipe_birds(tmp_path):
     config = loop.configure({"recipe": "resnext50-birds", "data": str(birds), "image_size": 64, "epochs": 1})
     run = loop.train(config, tmp_path / "run")
     counts = json.loads((run / "data.json").read_text())["counts"]
-    assert {split: sum(classes.values()) for split, classes in counts.items()} == {"train": 32, "val": 8}
+    assert set(counts) == {"train", "val"}
+    assert all(1 <= counts["val"][name] <= 4 for name in counts["val"])  # 2 of 10, give or take a standard deviation
     model: Any = lenext.load(run).model
     assert model.conv1.bias is not None
     assert model.bn1.eps == 1.001e-5
