@@ -33,7 +33,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from lenext import runs
-from lenext.data.decode import UnreadableImage, decode
+from lenext.data.decode import UnreadableImage, decode, read_bytes
+from lenext.data.region import as_regions
 from lenext.data.samples import Samples
 from lenext.data.transforms import resize
 
@@ -82,7 +83,10 @@ class PackedImages:
 
 
 class _OnDemand(PackedImages):
-    """Every access decodes: JPEG at the smallest scale that keeps the short side, and no further resizing."""
+    """Every access decodes: JPEG at the smallest scale that keeps the short side, and no further resizing.
+
+    Where only a part of a JPEG can be decoded, what is returned does so when it is sliced.
+    """
 
     def __init__(self, samples: Samples, short_side: int, reasons: dict[int, str]) -> None:
         super().__init__(len(samples), short_side, reasons)
@@ -90,7 +94,12 @@ class _OnDemand(PackedImages):
 
     def __getitem__(self, index: int) -> np.ndarray:
         try:
-            return self.samples.decode(index, shrink_to=self.short_side)
+            content = self.samples.read(index)
+            if isinstance(content, np.ndarray):
+                return content
+            data = read_bytes(content) if isinstance(content, Path) else content
+            regions = as_regions(data, self.short_side)
+            return decode(data, shrink_to=self.short_side) if regions is None else regions  # type: ignore[return-value]
         except UnreadableImage as error:
             raise UnreadableImage(f"{self.samples.images[index]}: {error}") from None
 

@@ -177,14 +177,14 @@ def _unreadable(samples: Samples, scanned: Scan, good: np.ndarray, most: float) 
     if not len(rows):
         return []
     share = len(rows) / len(samples)
+    allow = f"; --max-unreadable {math.ceil(100 * share) / 100} allows more."
     text = f"{_count(len(rows), 'picture')} of {len(samples)} ({_percent(share)}) cannot be read, such as "
     return [
         Finding(
             "unreadable",
             "stop" if share > most else "warn",
             text + f"{samples.images[int(rows[0])]}: {scanned.reasons[int(rows[0])]}.",
-            f"Download or export these files again, or take them out; --max-unreadable {math.ceil(100 * share) / 100} "
-            "allows more.",
+            "Download or export these files again, or take them out" + (allow if share > most else "."),
             rows,
         )
     ]

@@ -95,7 +95,7 @@ def differences(recorded: pa.Table, current: pa.Table, split: str | None = None,
         elif side != new_side:
             found.append(f"{name} was in {side} and is in {new_side}")
         elif content != new_content:
-            found.append(f"{name} has other content")
+            found.append(f"{name} {'has other content' if new_content.strip('0') else 'cannot be read'}")
     more = f", and {len(found) - most} more" if len(found) > most else ""
     return ", ".join(sorted(found)[:most]) + more
 

@@ -57,7 +57,7 @@ def decode(source: str | Path | bytes, *, shrink_to: int | None = None) -> np.nd
 
     Raises UnreadableImage.
     """
-    data = source if isinstance(source, bytes) else _read(Path(source))
+    data = source if isinstance(source, bytes) else read_bytes(Path(source))
     with _reasons(data):
         if data.startswith(b"\xff\xd8"):
             return _decode_jpeg(data, shrink_to)
@@ -75,11 +75,11 @@ def decode(source: str | Path | bytes, *, shrink_to: int | None = None) -> np.nd
 def read_size(source: str | Path | bytes) -> tuple[int, int] | None:
     """(width, height) in pixels, the right way up, from a file's header without decoding; None where there is none."""
     try:
-        data = source if isinstance(source, bytes) else _read(Path(source))
+        data = source if isinstance(source, bytes) else read_bytes(Path(source))
         with _reasons(data):
             if data.startswith(b"\xff\xd8"):
-                jpeg = _read_jpeg_header(data)
-                size, orientation = (jpeg.width, jpeg.height), _orientation(jpeg.exif)
+                jpeg = jpeg_header(data)
+                size, orientation = (jpeg.width, jpeg.height), jpeg.orientation
             else:
                 with _open(data) as image:
                     size = image.size
@@ -105,7 +105,7 @@ def to_rgb(image: Image.Image) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class _JpegHeader:
+class JpegHeader:
     width: int
     height: int
     components: int
@@ -113,21 +113,28 @@ class _JpegHeader:
     exif: bytes  # empty where there is none
     bare: tuple[tuple[int, int], ...]  # where the parts lie in the file that make pixels, (begin, end)
 
+    @property
+    def orientation(self) -> int:
+        return _orientation(self.exif)
+
 
 def _decode_jpeg(data: bytes, shrink_to: int | None) -> np.ndarray:
-    jpeg = _read_jpeg_header(data)
+    jpeg = jpeg_header(data)
     _check_size(jpeg.width, jpeg.height)
     if jpeg.progressive:
         _check_passes(data, jpeg)
-    factor = 1
-    if shrink_to:
-        # Powers of two only: the transforms of other sizes are slower than that of the whole picture.
-        factor = next(f for f in (8, 4, 2, 1) if f == 1 or min(jpeg.width, jpeg.height) >= f * shrink_to)
+    factor = jpeg_factor(jpeg, shrink_to)
     pixels = _decode_odd_jpeg(data, jpeg, factor) if jpeg.components == 4 else _decode_usual_jpeg(data, jpeg, factor)
-    return _turn(pixels, _orientation(jpeg.exif))
+    return _turn(pixels, jpeg.orientation)
 
 
-def _decode_usual_jpeg(data: bytes, jpeg: _JpegHeader, factor: int) -> np.ndarray:
+def jpeg_factor(jpeg: JpegHeader, shrink_to: int | None) -> int:
+    """How many times smaller a JPEG is decoded: 1, 2, 4 or 8. Transforms of other sizes are slower than the whole."""
+    side = min(jpeg.width, jpeg.height)
+    return next(f for f in (8, 4, 2, 1) if f == 1 or (shrink_to and side >= f * shrink_to))
+
+
+def _decode_usual_jpeg(data: bytes, jpeg: JpegHeader, factor: int) -> np.ndarray:
     height, width = -(-jpeg.height // factor), -(-jpeg.width // factor)
     strict = partial(simplejpeg.decode_jpeg, min_height=height, min_width=width, min_factor=factor)
     try:
@@ -148,7 +155,7 @@ def _decode_usual_jpeg(data: bytes, jpeg: _JpegHeader, factor: int) -> np.ndarra
     return pixels
 
 
-def _decode_odd_jpeg(data: bytes, jpeg: _JpegHeader, factor: int) -> np.ndarray:
+def _decode_odd_jpeg(data: bytes, jpeg: JpegHeader, factor: int) -> np.ndarray:
     """What the strict decoder refuses: four colour components, bytes too many, small damage."""
     _check_passes(data, jpeg)
     bare = b"".join(data[begin:end] for begin, end in jpeg.bare)
@@ -157,7 +164,7 @@ def _decode_odd_jpeg(data: bytes, jpeg: _JpegHeader, factor: int) -> np.ndarray:
         return to_rgb(image)
 
 
-def _read_jpeg_header(data: bytes) -> _JpegHeader:
+def jpeg_header(data: bytes) -> JpegHeader:
     """Everything up to the first scan; bytes between segments, which strict decoders refuse, are passed over."""
     exif, frame, at, bare = b"", None, 2, [(0, 2)]
     while True:
@@ -175,7 +182,7 @@ def _read_jpeg_header(data: bytes) -> _JpegHeader:
         if marker == 0xDA:
             if frame is None:
                 raise UnreadableImage("damaged or cut off (the JPEG does not say its size)")
-            return _JpegHeader(*frame, exif, (*bare, (at, len(data))))
+            return JpegHeader(*frame, exif, (*bare, (at, len(data))))
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height, width = int.from_bytes(data[at + 5 : at + 7]), int.from_bytes(data[at + 7 : at + 9])
             frame = (width, height, data[at + 9], marker not in (0xC0, 0xC1))
@@ -186,7 +193,7 @@ def _read_jpeg_header(data: bytes) -> _JpegHeader:
         at = end
 
 
-def _check_passes(data: bytes, jpeg: _JpegHeader) -> None:
+def _check_passes(data: bytes, jpeg: JpegHeader) -> None:
     passes = data.count(b"\xff\xda")
     if passes * jpeg.width * jpeg.height > MAX_JPEG_WORK:
         raise UnreadableImage(f"a JPEG that is drawn in {passes} passes, which only serves to keep a decoder busy")
@@ -348,7 +355,7 @@ def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
 # ---- limits and reasons
 
 
-def _read(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
     if "\0" in str(path):
         raise UnreadableImage("the file does not exist")
     try:

@@ -1,7 +1,7 @@
 """The scan: one look at every picture of a data set, and from it the pictures that are there twice.
 
 What is known of a file is kept in the user's cache under its path, size and time of change, so that only new and
-changed files are looked at again; of pictures inside containers the bytes are the name.
+changed files are looked at again; pictures inside containers are known by their bytes.
 
 Two pictures are near duplicates when one is the other encoded again, resized, made a little brighter or darker, or cut
 by a few hundredths: where a small grey thumbnail of one is nearly that of the other, or becomes so by a slight move and
@@ -28,8 +28,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from lenext import runs
-from lenext.data.decode import UnreadableImage, decode, read_size
-from lenext.data.decode import _read as read_file
+from lenext.data.decode import UnreadableImage, decode, read_bytes, read_size
 from lenext.data.samples import Files, Samples
 from lenext.version import __version__
 
@@ -163,15 +162,19 @@ def _look(samples: Samples, index: int, known: dict[bytes, int], kept: np.ndarra
     row = np.zeros((), ROW)
     content = samples.read(index)
     if isinstance(content, np.ndarray):
-        row["digest"] = _digest(repr(content.shape).encode(), np.ascontiguousarray(content))
+        digest = _digest(repr(content.shape).encode(), np.ascontiguousarray(content))
+        key = _digest(digest, __version__.encode()).tobytes()
+        if key in known:
+            return kept[known[key]]
         pixels, row["size"] = content, content.shape[1::-1]
     else:
         key = _file_key(content) if isinstance(content, Path) else _digest(content, __version__.encode()).tobytes()
         if key in known:
             return kept[known[key]]
-        data = read_file(content) if isinstance(content, Path) else content
+        data = read_bytes(content) if isinstance(content, Path) else content
         pixels = decode(data, shrink_to=SHRINK_TO)
-        row["key"], row["digest"], row["size"] = key, _digest(data), read_size(data) or pixels.shape[1::-1]
+        digest, row["size"] = _digest(data), read_size(data) or pixels.shape[1::-1]
+    row["key"], row["digest"] = key, digest
     small = Image.fromarray(pixels).resize((GREY, GREY), Image.Resampling.BILINEAR, reducing_gap=3.0).convert("YCbCr")
     row["grey"] = np.asarray(small)[:, :, 0]
     row["colour"] = np.asarray(small.resize((COLOUR, COLOUR), Image.Resampling.BOX))[:, :, 1:]

@@ -92,7 +92,7 @@ def resize(image: np.ndarray, size: tuple[int, int], interpolation: str = "bilin
     """uint8 pixels (H, W, 3), of any strides -> uint8 tensor (3, *size) in channels-last memory, antialiased."""
     height, width, channels = image.shape
     if (height, width) == size:
-        return to_tensor(image.copy())
+        return to_tensor(np.array(image))
     # PyTorch has no read-only tensors. The reshape gives the batch of one a stride that says channels-last; with
     # any other the kernel would reorder the picture twice.
     pixels = np.require(image, requirements=["C", "W"]).reshape(1, height, width, channels)
