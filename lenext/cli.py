@@ -85,10 +85,11 @@ def build_parser() -> ArgumentParser:
     demo.add_argument("--time-budget", type=float, default=165.0, help="Seconds for training and its evaluation")
     commands.add_subcommand("demo", demo, help="the main job on real photographs, no data needed")
 
-    train = _command("Train a classifier on a folder of pictures or a manifest.")
-    train.add_argument("data", nargs="?", type=str, default=None, help="Folder (a folder a class) or manifest")
+    train = _command("Train a classifier on a folder of pictures, a manifest or another form of data.")
     for name, kind, default, text in described_fields():
-        if name != "data":
+        if name == "data":
+            train.add_argument(name, nargs="?", type=str, default=None, help=text)
+        else:
             train.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default, help=text)
     train.add_argument("--config", type=str | None, default=None, help="YAML or JSON file with settings")
     train.add_argument("--out", type=str | None, default=None, help="Run folder (default: runs/<date>-<model>)")

@@ -15,7 +15,7 @@ from functools import cache
 
 import numpy as np
 
-from lenext.data.decode import JpegHeader, decode, jpeg_factor, jpeg_header
+from lenext.data.decode import JpegHeader, UnreadableImage, decode, jpeg_factor, jpeg_header
 
 # Numbers of turbojpeg.h, the same in every release since 3.0.
 _DECOMPRESS, _RGB, _SUBSAMPLING = 1, 0, 4
@@ -57,7 +57,10 @@ def as_regions(data: bytes, shrink_to: int) -> JpegRegions | None:
     """The picture, if parts of it can be decoded; None for other formats and for JPEG that is turned or progressive."""
     if find_library() is None or not data.startswith(b"\xff\xd8"):
         return None
-    header = jpeg_header(data)
+    try:
+        header = jpeg_header(data)
+    except (UnreadableImage, IndexError):  # the decoder gives the reason
+        return None
     usual = header.components in (1, 3) and not header.progressive and header.orientation == 1
     return JpegRegions(data, header, shrink_to) if usual else None
 

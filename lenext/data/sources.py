@@ -53,7 +53,7 @@ def open_data(data: str | Path, root: str | Path | None = None) -> Samples:
                 return to_samples(form.read(path))
         return to_samples(folder.read(path))
     if not path.exists():
-        raise ValueError(f"{path} does not exist: DATA is a folder of pictures or a manifest file")
+        raise ValueError(f"{path} does not exist: DATA is a folder of pictures, a manifest, shards, or hf:NAME")
     if path.suffix.lower() not in manifest.MANIFESTS:
         raise ValueError(f"{path} is neither a folder nor a manifest ({', '.join(sorted(manifest.MANIFESTS))})")
     return to_samples(manifest.read(path, None if root is None else Path(root)))

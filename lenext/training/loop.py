@@ -56,7 +56,7 @@ def train(config: TrainConfig, out: str | Path | None = None, *, started: float 
     """
     started = time.time() if started is None else started
     if config.data is None:
-        raise ValueError("DATA is missing: a folder of pictures (a folder a class) or a manifest file")
+        raise ValueError("DATA is missing: a folder of pictures (a folder a class), a manifest, shards, or hf:NAME")
     data = dataset.read(config.data, prepare.data_options(config))
     prepare.require_sound(config, data)
     # The run may be used from elsewhere.

@@ -1,7 +1,7 @@
 """WebDataset shards: tar files in which the files of a sample follow one another and share a name up to its first dot.
 
     000017.jpg  000017.cls            a label that is a number or text
-    000018.png  000018.json           {"label": name, number or list}, and optionally "image", "split", "weight"
+    000018.png  000018.json           {"label": name, number or list}, "image", "split", "weight", "group"
     000019.jpg  000019.txt            a label that is text
 
 An index is made of the tars' headers alone, so that pictures are read at random and no archive is ever unpacked. The
@@ -199,6 +199,7 @@ class _Columns:
         self.shards, self.offsets, self.sizes = array("i"), array("q"), array("q")
         self.labels, self.ends = array("q"), array("q", [0])
         self.splits, self.weights = array("b"), array("f")
+        self.groups, self.known_groups = array("q"), dict[str, int]()
         self.several = False
         self.without_label: list[str] = []
         self.without_picture: list[str] = []
@@ -240,6 +241,9 @@ class _Columns:
         self.sizes.append(member.size)
         self.splits.append(self._split(record.get("split"), where))
         self.weights.append(_weight(record.get("weight"), where))
+        group = record.get("group")
+        known = self.known_groups
+        self.groups.append(-1 if group in (None, "") else known.setdefault(str(group), len(known)))
 
     def _name(self, label: object, where: str) -> str:
         """The class that a number or text stands for."""
@@ -287,6 +291,7 @@ class _Columns:
             splits=None if (splits == UNSPLIT).all() else splits,
             offsets=np.array(self.ends, np.int64) if self.several else None,
             weights=None if (weights == 1).all() else weights,
+            groups=np.array(self.groups, np.int64) if self.known_groups else None,
             places=np.arange(len(self.images)),
         )
 
@@ -350,6 +355,7 @@ class Sample:
     label: str | list[str]
     split: str | None = None
     weight: float = 1.0
+    group: int | None = None
 
 
 def write(
@@ -388,7 +394,8 @@ def _contents(samples: Samples, progress: Callable[[int], None]) -> Iterator[Sam
             else:
                 label = [samples.classes[k] for k in samples.sets[[samples.labels[i]]].indices]
             name = None if split == UNSPLIT else SPLITS[split]
-            yield Sample(image, content, label, name, float(samples.weights[i]))
+            group = None if samples.groups is None or samples.groups[i] < 0 else int(samples.groups[i])
+            yield Sample(image, content, label, name, float(samples.weights[i]), group)
     if failed:
         log.warning("%d pictures cannot be read and are left out: %s", len(failed), ", ".join(failed[:5]))
 
@@ -443,6 +450,7 @@ class _Series:
             self.names.append(f"{self.stem}-{len(self.names):06d}.tar")
             self._tar = tarfile.TarFile(self.folder / self.names[-1], "w")
         record = {"image": sample.image, "label": sample.label, "split": sample.split, "weight": sample.weight}
+        record |= {} if sample.group is None else {"group": sample.group}
         parts = {_ending(sample): sample.content, ".json": json.dumps(record).encode()}
         if isinstance(sample.label, str):
             parts[".cls"] = str(numbers.setdefault(sample.label, len(numbers))).encode()
