@@ -352,3 +352,59 @@ def test_imagenet_classifier_can_be_saved(tmp_path):
     assert classifier.preprocess.image_size == 224
     again = lenext.load(classifier.save(tmp_path / "imagenet.safetensors"))
     assert again.predict(PHOTO) == classifier.predict(PHOTO)
+
+
+# ------------------------------------------------------------------------------------------------------- the check
+
+
+def test_check_finds_a_leak_and_training_stops_at_it(tmp_path, capsys):
+    data = make_folder(tmp_path / "data", ["a", "猫"], 12, size=96, splits=["train", "test"])
+    status, out, _ = lenext_command("check", data, "--format", "json", capsys=capsys)
+    answer = json.loads(out)
+    assert (status, answer["across_splits"], answer["unreadable"]) == (0, [], [])
+    assert answer["counts"]["test"] == {"a": 12, "猫": 12}
+    (data / "test/猫/again.png").write_bytes((data / "train/猫/5.png").read_bytes())
+    (data / "train/a/broken.png").write_bytes(b"")
+    before = {path: path.read_bytes() for path in data.rglob("*.png")}
+    arguments = ["check", data, "--html", tmp_path / "check.html", "--write-manifest", tmp_path / "clean.csv"]
+    status, out, err = lenext_command(*arguments, "--format", "json", capsys=capsys)
+    answer = json.loads(out)
+    assert status == 1
+    assert answer["across_splits"] == answer["exact_duplicates"] == [["train/猫/5.png", "test/猫/again.png"]]
+    assert answer["unreadable"] == [{"image": "train/a/broken.png", "reason": "the file is empty (0 bytes)"}]
+    assert {"near_duplicates", "missing_classes", "label_conflicts"} <= answer.keys()
+    assert "猫" in (tmp_path / "check.html").read_text(encoding="utf-8")
+    assert f"lenext train {tmp_path / 'clean.csv'} --root {data}" in err
+    assert {path: path.read_bytes() for path in data.rglob("*.png")} == before
+
+    training = ["train", data, "--model", "lenet5", "--epochs", "1", "--max-unreadable", "0.1", "--out"]
+    status, _, err = lenext_command(*training, tmp_path / "stopped", capsys=capsys)
+    assert status == 2
+    assert "1 of 25 test pictures" in err
+    assert "--check false trains regardless" in err
+    assert not (tmp_path / "stopped").exists()
+    status, _, err = lenext_command(*training, tmp_path / "regardless", "--check", "false", capsys=capsys)
+    assert (status, (tmp_path / "regardless/classifier.safetensors").exists()) == (0, True)
+    clean = ["train", tmp_path / "clean.csv", "--root", data, "--model", "lenet5", "--epochs", "1"]
+    status, _, err = lenext_command(*clean, "--out", tmp_path / "clean", capsys=capsys)
+    assert status == 0, err
+    (data / "test/a/3.png").unlink()
+    status, _, err = lenext_command("evaluate", tmp_path / "clean", capsys=capsys)
+    assert (status, "(test/a/3.png cannot be read)" in err) == (2, True)
+
+
+def test_data_that_makes_no_sense_for_an_option(shapes, tmp_path, capsys):
+    (tmp_path / "several.json").write_text(json.dumps([{"image": "a.png", "label": ["x", "y"]}] * 9))
+    for arguments, message in (
+        ([tmp_path / "several.json"], "several labels"),
+        ([shapes, "--root", tmp_path], "--root is for manifests"),
+        ([shapes, "--folds", "3", "--fold", "3"], "fold is 3 of 3 folds"),
+        ([shapes, "--crop-scale", "0"], "crop_scale is 0"),
+        ([shapes, "--mixup", "-1"], "mixup is -1"),
+        ([shapes, "--repeats", "3", "--batch-size", "16", "--model", "lenet5"], "not a multiple of repeats 3"),
+        ([tmp_path / "shards-{000..002}.tar"], "does not exist"),
+    ):
+        status, _, err = lenext_command("train", *arguments, "--out", tmp_path / "out", capsys=capsys)
+        assert (status, message in err) == (2, True), err
+    status, _, err = lenext_command("evaluate", tmp_path, "--views", "9", capsys=capsys)
+    assert status == 2

@@ -127,6 +127,13 @@ class Samples:
         content = self.read(index)
         return content if isinstance(content, np.ndarray) else decode(content, shrink_to=shrink_to)
 
+    def hold_pixels(self) -> bool:
+        """Whether the data holds pixels, which need no decoding."""
+        try:
+            return len(self) > 0 and isinstance(self.read(0), np.ndarray)
+        except UnreadableImage:
+            return False
+
     def size(self, index: int) -> tuple[int, int] | None:
         """(width, height) from the header of picture `index`; None where it cannot be told."""
         try:

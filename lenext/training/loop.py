@@ -108,6 +108,8 @@ def _run(run: Path, config: TrainConfig, data: Dataset, classifier: Classifier, 
 
     labels = {"train": torch.from_numpy(train_set.labels), "val": torch.from_numpy(val_set.labels)}
     weights = torch.from_numpy(train_set.weights)
+    if config.sampling == "weighted":  # what comes more often must not count for more as well
+        weights = torch.ones_like(weights)
 
     # ----------------------------------------------------------------------- the quick classifier, and the task
     begun, evaluation = checkpoint.exists(run), 0.0

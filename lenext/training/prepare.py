@@ -89,7 +89,7 @@ def image_task(
             train_transform(preprocess, augmentation(config)),
             batch_size=config.batch_size,
             seed=config.seed,
-            workers=workers_of(config),
+            workers=workers_of(config, samples),
             repeats=config.repeats,
             sampling=config.sampling,
             labels=samples.labels[rows["train"]],
@@ -150,7 +150,7 @@ def read_pictures(
             math.ceil(classifier.preprocess.resize * TRAIN_MARGIN),
             digests=None if scanned is None else scanned.digests,
             reasons=None if scanned is None else scanned.reasons,
-            cache=uses_cache(config),
+            cache=uses_cache(config) and not samples.hold_pixels(),
             limit_bytes=int(config.cache_limit * 1e9),
             progress=bar.to,
         )
@@ -185,11 +185,11 @@ def uses_cache(config: TrainConfig) -> bool:
     return config.epochs != 1 or (config.recipe == "auto" and bool(config.pretrained))
 
 
-def workers_of(config: TrainConfig) -> int:
+def workers_of(config: TrainConfig, samples: Samples) -> int:
     """Processes that prepare batches."""
     if config.workers is not None:
         return config.workers
-    return default_workers(device_of(config), cached=uses_cache(config))
+    return default_workers(device_of(config), cached=uses_cache(config) or samples.hold_pixels())
 
 
 def write_data(run: Path, classifier: Classifier, samples: Samples, unreadable: list[dict[str, str]]) -> None:

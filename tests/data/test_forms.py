@@ -448,12 +448,21 @@ def manifest(tmp_path) -> Path:
     """Pictures with splits, weights and names that need care."""
     make_folder(tmp_path / "m", ["猫", "a b"], 4, size=16)
     rows = [
-        {"image": f"{name}/{i}.png", "label": name, "split": split, "weight": weight}
+        {"image": f"{name}/{i}.png", "label": name, "split": split, "weight": weight, "group": group}
         for name in ("猫", "a b")
-        for i, (split, weight) in enumerate([("train", 1.0), ("val", 0.25), ("test", 1.0), ("train", 2.0)])
+        for i, (split, weight, group) in enumerate(
+            [("train", 1.0, "x"), ("val", 0.25, None), ("test", 1.0, 7), ("train", 2.0, "x")]
+        )
     ]
     (tmp_path / "m/m.json").write_text(json.dumps(rows))
     return tmp_path / "m/m.json"
+
+
+def members(samples, i) -> set[str]:
+    """The pictures of the group that picture i is in."""
+    if samples.groups is None or samples.groups[i] < 0:
+        return set()
+    return {samples.images[int(k)] for k in np.flatnonzero(samples.groups == samples.groups[i])}
 
 
 def assert_same(first, second, *, bytes_too=True):
@@ -465,6 +474,7 @@ def assert_same(first, second, *, bytes_too=True):
         j = where[name]
         assert first.label_text(i) == second.label_text(j)
         assert (first.splits[i], first.weights[i]) == (second.splits[j], second.weights[j])
+        assert members(first, i) == members(second, j)
         np.testing.assert_array_equal(first.decode(i), second.decode(j))
         if bytes_too:
             assert first.path(i).read_bytes() == second.read(j)

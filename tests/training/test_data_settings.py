@@ -1,0 +1,84 @@
+"""What is done to pictures on their way into training: it acts, and does not depend on who does it."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import lenext
+from lenext.training import loop
+from lenext.training.objective import compute_loss
+from tests.pictures import make_folder
+
+EVERYTHING = {
+    "crop_scale": 0.3, "flip": "both", "policy": "trivialaugment", "color_jitter": 0.3, "erasing": 0.3, "repeats": 2,
+    "mixup": 0.4, "cutmix": 1.0, "sampling": "balanced",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = make_folder(tmp_path_factory.mktemp("data"), ["a", "b"], 20, size=40)
+    return make_folder(root, ["c"], 8, size=40, seed=1)
+
+
+def weights(folder, out, **settings) -> dict[str, torch.Tensor]:
+    given = {"data": str(folder), "model": "lenet5", "epochs": 2, "batch_size": 8, "precision": "float32", **settings}
+    given |= {"channels_last": False}
+    return lenext.load(loop.train(loop.configure(given), out)).model.state_dict()
+
+
+def equal(first, second) -> bool:
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_weights_depend_neither_on_workers_nor_on_the_cache(folder, tmp_path):
+    first = weights(folder, tmp_path / "1", workers=0, cache=True, **EVERYTHING)
+    assert equal(first, weights(folder, tmp_path / "2", workers=2, cache=False, **EVERYTHING))
+
+
+def test_every_setting_acts(folder, tmp_path):
+    plain = weights(folder, tmp_path / "plain", augment="none")
+    for name, value in EVERYTHING.items():
+        assert not equal(plain, weights(folder, tmp_path / name, augment="none", **{name: value})), name
+
+
+def test_folds_are_a_partition_of_what_is_not_for_testing(folder, tmp_path):
+    from lenext import runs
+
+    seen: list[str] = []
+    tests = set()
+    for fold in range(3):
+        run = tmp_path / str(fold)
+        weights(folder, run, epochs=1, folds=3, fold=fold)
+        table = runs.read_samples(run).to_pylist()
+        seen += [row["image"] for row in table if row["split"] == "val"]
+        tests.add(tuple(row["image"] for row in table if row["split"] == "test"))
+        assert json.loads((run / "data.json").read_text())["counts"]["val"]["c"] > 0
+    assert len(tests) == 1
+    assert len(seen) == len(set(seen)) == 48 - len(next(iter(tests)))
+
+
+def test_loss_of_shares_is_the_mean_over_them():
+    generator = torch.Generator().manual_seed(0)
+    outputs, weight = torch.randn(6, 4, generator=generator), torch.rand(6, generator=generator)
+    labels = torch.arange(6) % 4
+    shares = torch.rand(6, 4, generator=generator).softmax(1)
+    for smoothing in (0.0, 0.1):
+        smoothed = shares * (1 - smoothing) + smoothing / 4
+        expected = np.average(-(smoothed * outputs.log_softmax(1)).sum(1), weights=weight)
+        loss = compute_loss("cross_entropy", outputs, shares, weight, smoothing)
+        assert loss.item() == pytest.approx(expected, abs=1e-6)
+        torch.testing.assert_close(
+            compute_loss("cross_entropy", outputs, F.one_hot(labels, 4).float(), weight, smoothing),
+            compute_loss("cross_entropy", outputs, labels, weight, smoothing),
+        )
+    binary = F.one_hot(labels % 2, 2).float()
+    torch.testing.assert_close(
+        compute_loss("bce", outputs[:, :1], binary, weight, 0.0),
+        compute_loss("bce", outputs[:, :1], labels % 2, weight, 0.0),
+    )
