@@ -22,8 +22,8 @@ EVERYTHING = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    root = make_folder(tmp_path_factory.mktemp("data"), ["a", "b"], 20, size=40)
-    return make_folder(root, ["c"], 8, size=40, seed=1)
+    root = make_folder(tmp_path_factory.mktemp("data"), ["a", "b"], 20, size=32)
+    return make_folder(root, ["c"], 8, size=32, seed=1)
 
 
 def weights(folder, out, **settings) -> dict[str, torch.Tensor]:
