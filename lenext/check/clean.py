@@ -20,7 +20,7 @@ import numpy as np
 from lenext import runs, terminal
 from lenext.check import Check
 from lenext.data.check import clusters
-from lenext.data.forms import shards
+from lenext.data.forms import shard_writing
 from lenext.data.forms.manifest import MANIFESTS
 from lenext.data.samples import SPLITS, Files
 
@@ -85,7 +85,7 @@ def write_shards(check: Check, folder: str | Path) -> str:
         raise ValueError(f"{folder} exists already; nothing is overwritten, choose another name")
     samples = replace(check.findings.samples, splits=check.named).take(kept(check))
     with terminal.bar("writing shards", len(samples)) as bar:
-        shards.write(samples, folder, progress=bar.advance)
+        shard_writing.write(samples, folder, progress=bar.advance)
     return f"lenext train {shlex.quote(str(folder))}"
 
 

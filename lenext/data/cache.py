@@ -23,6 +23,7 @@ import shutil
 import weakref
 import zipfile
 import zlib
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -54,7 +55,7 @@ T = TypeVar("T")
 Progress = Callable[[int], None]
 
 
-class PackedImages:
+class PackedImages(ABC):
     """Decoded pictures by number, uint8 (H, W, 3), read-only where they are packed.
 
     reasons: {number: why the picture gives no pixels}; asking for one of these raises UnreadableImage.
@@ -68,8 +69,8 @@ class PackedImages:
     def __len__(self) -> int:
         return self.n
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        raise NotImplementedError
+    @abstractmethod
+    def __getitem__(self, index: int) -> np.ndarray: ...
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return (self[index] for index in range(len(self)))

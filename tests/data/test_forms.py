@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lenext.data.decode import UnreadableImage
-from lenext.data.forms import hub, shards, tar
+from lenext.data.forms import hub, shard_writing, shards, tar
 from lenext.data.samples import SPLITS, UNSPLIT
 from lenext.data.sources import open_data
 from tests.pictures import crop, make_folder
@@ -483,7 +483,7 @@ def assert_same(first, second, *, bytes_too=True):
 def test_written_shards_give_the_same_samples(tmp_path, manifest):
     samples = open_data(manifest)
     done: list[int] = []
-    paths = shards.write(samples, tmp_path / "out", shard_bytes=3000, progress=done.append)
+    paths = shard_writing.write(samples, tmp_path / "out", shard_bytes=3000, progress=done.append)
     assert sum(done) == len(samples)
     assert all(path.exists() for path in paths)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted([*(p.name for p in paths), "classes.json"])
@@ -491,13 +491,13 @@ def test_written_shards_give_the_same_samples(tmp_path, manifest):
     assert len(paths) > 3
     assert_same(samples, open_data(tmp_path / "out"))
     with pytest.raises(ValueError, match="not empty"):
-        shards.write(samples, tmp_path / "out")
+        shard_writing.write(samples, tmp_path / "out")
 
 
 def test_webdataset_reads_our_shards_and_we_read_its(tmp_path, manifest):
     webdataset = pytest.importorskip("webdataset")
     samples = open_data(manifest)
-    paths = shards.write(samples, tmp_path / "out")
+    paths = shard_writing.write(samples, tmp_path / "out")
     found = list(webdataset.WebDataset([str(path) for path in paths], shardshuffle=False).decode())
     assert sorted(samples.classes[row["cls"]] for row in found) == sorted(names_of(samples))
     assert sorted(row["json"]["image"] for row in found) == sorted(samples.images)
@@ -513,13 +513,13 @@ def test_webdataset_reads_our_shards_and_we_read_its(tmp_path, manifest):
 def test_pixels_and_label_lists_are_written_too(tmp_path):
     write_idx(tmp_path / "mnist")
     samples = open_data(tmp_path / "mnist")
-    shards.write(samples, tmp_path / "a")
+    shard_writing.write(samples, tmp_path / "a")
     assert_same(samples, open_data(tmp_path / "a"), bytes_too=False)
     make_folder(tmp_path / "m", ["x"], 4, size=16)
     rows = [{"image": f"x/{i}.png", "label": label} for i, label in enumerate([["a", "b"], [], ["b"], ["a", "b"]])]
     (tmp_path / "m/m.json").write_text(json.dumps(rows))
     samples = open_data(tmp_path / "m/m.json")
-    shards.write(samples, tmp_path / "b")
+    shard_writing.write(samples, tmp_path / "b")
     again = open_data(tmp_path / "b")
     assert_same(samples, again)
     np.testing.assert_array_equal(again.targets().toarray(), [[1, 1], [0, 0], [0, 1], [1, 1]])
@@ -530,7 +530,7 @@ def test_writing_shards_leaves_out_what_cannot_be_read_and_nothing_half_done(tmp
     (tmp_path / "d/a/1.png").unlink()
     (tmp_path / "d/a/1.png").symlink_to("1.png")
     samples = open_data(tmp_path / "d")
-    shards.write(samples, tmp_path / "out")
+    shard_writing.write(samples, tmp_path / "out")
     assert len(open_data(tmp_path / "out")) == 5
     assert "1 pictures cannot be read and are left out: a/1.png" in said.text
 
@@ -538,10 +538,10 @@ def test_writing_shards_leaves_out_what_cannot_be_read_and_nothing_half_done(tmp
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        shards.write(samples, tmp_path / "stopped", progress=stop)
+        shard_writing.write(samples, tmp_path / "stopped", progress=stop)
     (tmp_path / ".late.partial").mkdir()
     (tmp_path / ".late.partial/train-000000.tar").write_bytes(b"of a process that was killed")
-    shards.write(samples, tmp_path / "late")
+    shard_writing.write(samples, tmp_path / "late")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["d", "late", "out"]
     assert len(open_data(tmp_path / "late")) == 5
 

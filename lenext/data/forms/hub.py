@@ -25,6 +25,7 @@ from PIL import Image
 
 from lenext.data.decode import UnreadableImage, decode, read_size
 from lenext.data.forms import shards
+from lenext.data.forms.shard_writing import Sample, write_samples
 from lenext.data.forms.table import SPLIT_NAMES, Table, split_code
 from lenext.data.samples import SPLITS, Names
 from lenext.terminal import bar
@@ -250,7 +251,7 @@ def _write_stream(text: str, builder: datasets.DatasetBuilder, folder: Path) -> 
             for number, row in enumerate(part):
                 yield f"{split}/{number}", row
 
-    def shrunk(row: tuple[str, dict[str, Any]]) -> shards.Sample | None:
+    def shrunk(row: tuple[str, dict[str, Any]]) -> Sample | None:
         name, values = row
         value = values[label]
         labels: Any = None if _is_list(feature) else _name(value, feature)
@@ -261,9 +262,9 @@ def _write_stream(text: str, builder: datasets.DatasetBuilder, folder: Path) -> 
         if labels is None:
             return None
         split = SPLITS[split_code(name.split("/")[0])]
-        return shards.Sample(name, shrink(values[image]), labels, None if undivided else split)
+        return Sample(name, shrink(values[image]), labels, None if undivided else split)
 
-    def samples() -> Iterator[shards.Sample]:
+    def samples() -> Iterator[Sample]:
         stream, left_out = rows(), 0
         with bar(f"streaming {text}", total) as progress, ThreadPoolExecutor() as pool:
             while chunk := list(itertools.islice(stream, CHUNK)):
@@ -276,7 +277,7 @@ def _write_stream(text: str, builder: datasets.DatasetBuilder, folder: Path) -> 
         if left_out:
             log.warning("%s: %d pictures have no label; left out", text, left_out)
 
-    shards.write_samples(samples(), folder)
+    write_samples(samples(), folder)
 
 
 def shrink(value: dict[str, Any]) -> bytes:
