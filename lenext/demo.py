@@ -13,7 +13,6 @@ import csv
 import importlib.util
 import json
 import logging
-import os
 import time
 from pathlib import Path
 
@@ -64,7 +63,7 @@ def write_manifest(seed: int, folder: Path | None = None) -> Path:
     _, val = train_test_split(train, test_size=VAL_FRACTION, stratify=strata[train], random_state=seed)
     splits = np.full(len(rows), "train")
     splits[val], splits[test] = "val", "test"
-    folder = folder or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "lenext"
+    folder = folder or runs.cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"solar-cells-{seed}.csv"
 

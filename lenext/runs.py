@@ -51,6 +51,14 @@ def create(out: str | Path | None, name: str) -> Path:
             number += 1
 
 
+def cache_folder(room: str = "") -> Path:
+    """The user's folder of what can be made again, or a room in it. Raises OSError where there is no place for it."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lenext" / room
+    except RuntimeError:
+        raise OSError("there is no home folder; XDG_CACHE_HOME can name a place") from None
+
+
 def is_run(path: str | Path) -> bool:
     return (Path(path) / CONFIG).is_file() and (Path(path) / DATA).is_file()
 

@@ -176,18 +176,10 @@ def pack(
     return _OnDemand(samples, short_side, reasons)
 
 
-def cache_folder() -> Path:
-    """Where packs lie. Raises OSError where there is no place for them."""
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lenext" / "packed"
-    except RuntimeError:
-        raise OSError("there is no home folder; XDG_CACHE_HOME can name a place") from None
-
-
 def _open_or_build(
     samples: Samples, short_side: int, digests: np.ndarray | None, limit_bytes: int, progress: Progress
 ) -> PackedImages:
-    folder = cache_folder() / _key(samples, short_side, digests)
+    folder = runs.cache_folder("packed") / _key(samples, short_side, digests)
     while True:
         if packed := _open(folder, short_side):
             os.utime(folder / _INDEX)  # the time of last use

@@ -134,7 +134,7 @@ class Scan:
 def scan(samples: Samples, progress: Callable[[int], None] = lambda n: None) -> Scan:
     """Decode every picture once, in threads; reports the number of finished pictures to `progress`."""
     n, path = len(samples), _cache_path(samples)
-    kept = _read_cache(path)
+    kept = np.zeros(0, ROW) if path is None else _read_cache(path)
     known = {key: row for row, key in enumerate(kept["key"].tolist())}
     found, reasons = np.zeros(n, ROW), {}
 
@@ -153,7 +153,8 @@ def scan(samples: Samples, progress: Callable[[int], None] = lambda n: None) -> 
             progress(done)
     finally:  # interrupted, what was seen so far is kept
         pool.shutdown(cancel_futures=True)
-        _write_cache(path, found, kept, known)
+        if path is not None:
+            _write_cache(path, found, kept, known)
     return Scan(found["digest"], found["size"], found["grey"], found["colour"], dict(sorted(reasons.items())))
 
 
@@ -201,9 +202,13 @@ def _file_key(path: Path) -> bytes:
 # ---------------------------------------------------------------------------------------------- cache
 
 
-def _cache_path(samples: Samples) -> Path:
-    """One file for all pictures below a folder; of containers, one for each list of names."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lenext" / "scan"
+def _cache_path(samples: Samples) -> Path | None:
+    """One file for all pictures below a folder; of containers, one for each list of names. None: no place for it."""
+    try:
+        folder = runs.cache_folder("scan")
+    except OSError as error:
+        log.info("the scan is not kept for the next time: %s", error)
+        return None
     names = [os.path.abspath(samples.store.root)] if isinstance(samples.store, Files) else samples.images
     state = hashlib.blake2b(digest_size=16)
     for name in names:

@@ -89,9 +89,10 @@ def resume(path: str | Path) -> Path:
     membership = data.membership()
     fingerprint = dataset.fingerprint(membership)
     if fingerprint != runs.read_json(run / runs.DATA)["fingerprint"]:
-        changes = dataset.differences(runs.read_samples(run), membership)
+        before = runs.read_samples(run)
+        changes = "" if before is None else f" ({dataset.differences(before, membership)})"
         raise ValueError(
-            f"{config.data} is not what the run {run} began with: {changes}. Put it back as it was, or train anew"
+            f"{config.data} is not what the run {run} began with{changes}. Put it back as it was, or train anew"
         )
     with runs.logging_to(run), _resumable(run):
         log.info("resuming %s", run)

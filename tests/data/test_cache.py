@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lenext import runs
 from lenext.data import cache
-from lenext.data.cache import cache_folder, pack
+from lenext.data.cache import pack
 from lenext.data.decode import UnreadableImage
 from lenext.data.samples import Files, Names, Samples
 from tests.pictures import crop, photograph
@@ -61,7 +62,7 @@ def forbid_decoding(monkeypatch):
 
 
 def packs() -> list[Path]:
-    return sorted(path.parent for path in cache_folder().glob("*/index.npz"))
+    return sorted(path.parent for path in runs.cache_folder("packed").glob("*/index.npz"))
 
 
 def assert_same(a, b):
@@ -211,10 +212,10 @@ def test_a_killed_builder_leaves_nothing_that_is_taken_for_a_pack(root, monkeypa
     with monkeypatch.context() as patch:
         slow_decode(patch, 0.2)
         builder = in_process(pack, samples, 64)
-        wait_for(lambda: list(cache_folder().glob("*/pixels")))
+        wait_for(lambda: list(runs.cache_folder("packed").glob("*/pixels")))
         os.kill(builder.pid, signal.SIGKILL)
         builder.join()
-    (leftover,) = cache_folder().iterdir()
+    (leftover,) = runs.cache_folder("packed").iterdir()
     assert not packs()
     pack(samples, 32)  # another pack: the leftover goes
     assert not leftover.exists()
@@ -227,7 +228,7 @@ def test_an_interrupted_builder_cleans_up(root):
 
     with pytest.raises(KeyboardInterrupt):
         pack(samples_of(root), 64, progress=interrupt)
-    assert not list(cache_folder().iterdir())
+    assert not list(runs.cache_folder("packed").iterdir())
 
 
 def test_of_two_processes_one_builds_and_the_other_says_that_it_waits(root, monkeypatch, caplog, tmp_path):
@@ -240,7 +241,7 @@ def test_of_two_processes_one_builds_and_the_other_says_that_it_waits(root, monk
     with monkeypatch.context() as patch:
         slow_decode(patch, 0.1)
         builder = in_process(build)
-    wait_for(lambda: list(cache_folder().glob("*/pixels")))
+    wait_for(lambda: list(runs.cache_folder("packed").glob("*/pixels")))
     forbid_decoding(monkeypatch)
     with caplog.at_level(logging.INFO, "lenext"):
         packed = pack(samples, 64)
@@ -257,7 +258,7 @@ def test_who_waits_for_a_builder_that_dies_builds_itself(root, monkeypatch):
     with monkeypatch.context() as patch:
         slow_decode(patch, 1.0)
         builder = in_process(pack, samples, 64)
-    wait_for(lambda: list(cache_folder().glob("*/pixels")))
+    wait_for(lambda: list(runs.cache_folder("packed").glob("*/pixels")))
     threading.Timer(0.2, os.kill, (builder.pid, signal.SIGKILL)).start()
     assert_same(pack(samples, 64), expected)
     builder.join()
@@ -342,7 +343,7 @@ def test_what_turns_out_larger_than_estimated_stays_in_the_limit(tmp_path, monke
     monkeypatch.setattr(cache, "_estimate", lambda *_: (1000, 1000))
     packed = pack(samples, 64, limit_bytes=20_000)
     assert not packed.cached
-    assert not list(cache_folder().iterdir())
+    assert not list(runs.cache_folder("packed").iterdir())
     assert_same(packed, [samples.decode(i) for i in range(4)])
 
 
@@ -382,7 +383,7 @@ def test_a_disk_that_fills_half_way_leaves_nothing_and_fails_nothing(root, caplo
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, before)
-    assert not list(cache_folder().iterdir())
+    assert not list(runs.cache_folder("packed").iterdir())
 
 
 def test_packed_pixels_make_batches_without_a_warning(root):

@@ -117,6 +117,15 @@ def test_progress_counts_to_the_end():
     assert counts[-1] == 70
 
 
+def test_without_a_home_folder_the_scan_is_not_kept_but_made(monkeypatch):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", no_home)
+    assert scan(of(encoded(photos(1)[0]))).digests.any()
+
+
 def test_nothing_to_look_at():
     seen = scan(of())
     assert len(seen.near_duplicates()) == len(seen.exact_duplicates()) == 0

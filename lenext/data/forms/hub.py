@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from lenext import runs
 from lenext.data.decode import UnreadableImage, decode, read_size
 from lenext.data.forms import shards
 from lenext.data.forms.shard_writing import Sample, write_samples
@@ -225,7 +226,7 @@ def _streamed(text: str, builder: datasets.DatasetBuilder, size: int) -> Path:
     """The folder of shards of a large data set, made now if it is not there."""
     from filelock import FileLock
 
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lenext" / "shards"
+    cache = runs.cache_folder("shards")
     version = hashlib.blake2b(builder.cache_dir.encode(), digest_size=6).hexdigest()  # names the revision of the data
     folder = cache / "-".join([re.sub(r"[^\w.-]+", "_", text.removeprefix("hf:")).strip("_"), version])
     cache.mkdir(parents=True, exist_ok=True)
