@@ -1,7 +1,7 @@
 """The classifier file: everything that is needed to use a trained network, in one safetensors file without pickle.
 
-Weights are its tensors; the header holds the architecture and its arguments, class names, preprocessing, views,
-temperature, task, the data's fingerprint and the version that wrote it.
+Weights are its tensors; the header holds the architecture and its arguments, class names, preprocessing, task, views,
+temperature, the data's fingerprint and the version that wrote it.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from scipy.special import expit
 from torch import Tensor, nn
 
 from lenext import runs
@@ -31,7 +32,9 @@ from lenext.version import __version__
 
 FORMAT = "lenext-classifier-1"
 BATCH = 32
+THRESHOLD = 0.5  # a picture that may have several classes has those of at least this probability
 Input = str | Path | bytes | Image.Image | np.ndarray
+Task = Literal["single-label", "multi-label"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,8 @@ class Prediction:
     """The ranked classes of one picture; `error` says why there are none.
 
     image: the path as it was given, "" for pictures without one. label, probability: the winner.
-    top: (label, probability), best first.
+    top: (label, probability), best first. labels: of a multi-label classifier, the classes of at least THRESHOLD, best
+    first, possibly none; None of a single-label one.
     """
 
     image: str
@@ -47,16 +51,18 @@ class Prediction:
     probability: float | None
     top: list[tuple[str, float]]
     error: str | None = None
+    labels: list[str] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         top = [{"label": label, "probability": probability} for label, probability in self.top]
-        return {
+        answer = {
             "image": self.image,
             "label": self.label,
             "probability": self.probability,
             "top": top,
             "error": self.error,
         }
+        return answer if self.labels is None else answer | {"labels": self.labels}
 
 
 @dataclass
@@ -64,6 +70,7 @@ class Classifier:
     """A network with what belongs to it.
 
     architecture: what `lenext.models.pooled.build_network` takes to build `model` again.
+    task: whether a picture has one of the classes, or each of them or not.
     views: how many of the eight symmetries of the square are averaged for a prediction: 1, 2 (mirror) up to 8.
     temperature: divides the logits, so that probabilities mean what they say.
     about: anything worth keeping, such as the data's fingerprint and the validation figures.
@@ -73,6 +80,7 @@ class Classifier:
     architecture: dict[str, Any]
     classes: tuple[str, ...]
     preprocess: Preprocess
+    task: Task = "single-label"
     views: int = 1
     temperature: float = 1.0
     about: dict[str, Any] = field(default_factory=dict)
@@ -112,7 +120,7 @@ class Classifier:
             for item, reason in zip(waiting, reasons):
                 name = str(item) if isinstance(item, (str, Path)) else ""
                 if reason is not None:
-                    yield Prediction(name, None, None, [], reason)
+                    yield Prediction(name, None, None, [], reason, [] if self.task == "multi-label" else None)
                 else:
                     yield self._ranked(name, next(rows), top_k)
 
@@ -129,8 +137,14 @@ class Classifier:
         return torch.stack(outputs).mean(0).numpy()
 
     def probabilities(self, x: Tensor, backend: Backend) -> np.ndarray:
-        """uint8 (B, 3, S, S) -> (B, K), rows sum to one."""
-        return softmax(self.logits(x, backend) / self.temperature)
+        """uint8 (B, 3, S, S) -> (B, K)."""
+        return self.to_probabilities(self.logits(x, backend))
+
+    def to_probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """(B, K) -> (B, K): rows that sum to one, or of a multi-label classifier the probability of each class."""
+        if self.task == "multi-label":
+            return expit(logits.astype(np.float64) / self.temperature)  # in float32, sure ones would be certain
+        return softmax(logits / self.temperature)
 
     def use_views(self, views: int | None) -> None:
         """Answer with another number of views; None leaves it as it was trained."""
@@ -139,12 +153,18 @@ class Classifier:
         self.views = views or self.views
 
     def _ranked(self, image: str, probabilities: np.ndarray, top_k: int) -> Prediction:
-        order = np.argsort(-probabilities, kind="stable")[:top_k]
-        top = [(self.classes[i], float(probabilities[i])) for i in order]
-        return Prediction(image, *top[0], top)
+        order = np.argsort(-probabilities, kind="stable")
+        top = [(self.classes[i], float(probabilities[i])) for i in order[:top_k]]
+        labels = None
+        if self.task == "multi-label":
+            labels = [self.classes[i] for i in order if probabilities[i] >= THRESHOLD]
+        return Prediction(image, *top[0], top, labels=labels)
 
-    def save(self, path: str | Path) -> Path:
-        """Write the classifier file, whole or not at all. Raises OSError when the disk is full."""
+    def save(self, path: str | Path, weights: dict[str, Tensor] | None = None) -> Path:
+        """Write the classifier file, whole or not at all. Raises OSError when the disk is full.
+
+        weights: to be written instead of those that the model has now, by the names of its `state_dict()`.
+        """
         path = Path(path)
         header = {
             "architecture": self.architecture,
@@ -152,11 +172,12 @@ class Classifier:
             "preprocess": self.preprocess.to_dict(),
             "views": self.views,
             "temperature": self.temperature,
-            "task": "single-label",
+            "task": self.task,
             "about": self.about,
             "lenext": __version__,
         }
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}
+        weights = weights or self.model.state_dict()
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
         metadata = {"format": FORMAT, "lenext": json.dumps(header, ensure_ascii=False)}
         path.parent.mkdir(parents=True, exist_ok=True)
         runs.write_atomically(path, lambda file: save_tensors(tensors, file, metadata))
@@ -210,6 +231,7 @@ def load(path: str | Path, language: str | None = None) -> Classifier:
         architecture=header["architecture"],
         classes=tuple(header["classes"]),
         preprocess=Preprocess.from_dict(header["preprocess"]),
+        task=header["task"],
         views=header["views"],
         temperature=header["temperature"],
         about=header["about"],
@@ -261,9 +283,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 def _pixels(item: Input, preprocess: Preprocess) -> np.ndarray:
     """uint8 (H, W, 3) of any input."""
-    if isinstance(item, (str, Path)):
-        return decode(item, shrink_to=preprocess.resize)
-    if isinstance(item, bytes):
+    if isinstance(item, (str, Path, bytes)):
         return decode(item, shrink_to=preprocess.resize)
     if isinstance(item, Image.Image):
         try:

@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from natsort import natsorted, ns
@@ -17,6 +18,7 @@ from natsort import natsorted, ns
 from lenext import runs, terminal
 from lenext.classifier import Prediction, load
 from lenext.data.decode import EXTENSIONS
+from lenext.evaluation.predictions import writable
 
 log = logging.getLogger("lenext")
 
@@ -42,7 +44,7 @@ def run(
     predictions = []
     with terminal.bar("predicting", len(pictures)) as bar:
         for prediction in classifier.stream(pictures, top_k):
-            predictions.append(prediction)
+            predictions.append(replace(prediction, image=writable(prediction.image)))
             bar.advance()
     write(predictions, form, out)
     failed = sum(prediction.error is not None for prediction in predictions)
@@ -104,9 +106,12 @@ def _csv(predictions: Sequence[Prediction]) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     ranked = [f"{key}_{rank}" for rank in range(1, ranks + 1) for key in ("label", "probability")]
-    writer.writerow(["image", "label", "probability", "error", *ranked])
+    several = ["labels"] if _several(predictions) else []
+    writer.writerow(["image", "label", "probability", "error", *several, *ranked])
     for p in predictions:
-        writer.writerow([p.image, p.label, p.probability, p.error, *(value for pair in p.top for value in pair)])
+        labels = [json.dumps(p.labels, ensure_ascii=False)] if several else []  # as a manifest writes them
+        top = (value for pair in p.top for value in pair)
+        writer.writerow([p.image, p.label, p.probability, p.error, *labels, *top])
     return buffer.getvalue()
 
 
@@ -114,15 +119,26 @@ def _print_table(predictions: Sequence[Prediction]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    several = _several(predictions)
     table = Table()
     table.add_column("picture", overflow="fold")
-    table.add_column("class")
+    if several:
+        table.add_column("classes", overflow="fold")
+    table.add_column("likeliest" if several else "class")
     table.add_column("probability", justify="right")
     table.add_column("next", overflow="fold")
     for p in predictions:
+        labels = [escape(", ".join(p.labels or []) or "(none)")] if several else []
         if p.error is not None:
-            table.add_row(escape(p.image), "[red]unreadable[/red]", "", escape(p.error))
+            labels = [""] * len(labels)
+            table.add_row(escape(p.image), *labels, "[red]unreadable[/red]", "", escape(p.error))
             continue
         others = ", ".join(f"{label} {100 * probability:.1f} %" for label, probability in p.top[1:])
-        table.add_row(escape(p.image), escape(str(p.label)), f"{100 * (p.probability or 0):.1f} %", escape(others))
+        share = f"{100 * (p.probability or 0):.1f} %"
+        table.add_row(escape(p.image), *labels, escape(str(p.label)), share, escape(others))
     terminal.output.print(table)
+
+
+def _several(predictions: Sequence[Prediction]) -> bool:
+    """Whether a multi-label classifier answered."""
+    return any(p.labels is not None for p in predictions)

@@ -66,7 +66,7 @@ class Bar:
 
 
 @contextlib.contextmanager
-def bar(description: str, total: int) -> Iterator[Bar]:
+def bar(description: str, total: int, *, done: int = 0) -> Iterator[Bar]:
     """A bar that disappears when it is done; nothing at all where standard error is not a terminal."""
     columns = (
         SpinnerColumn(),
@@ -77,7 +77,23 @@ def bar(description: str, total: int) -> Iterator[Bar]:
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
-        yield Bar(progress, progress.add_task(description, total=total, note=""))
+        yield Bar(progress, progress.add_task(description, total=total, completed=done, note=""))
+
+
+def epoch_line(row: dict[str, Any], epochs: int, is_best: bool) -> str:
+    """The figures of an epoch (a row of metrics.jsonl) for people."""
+    text = f"epoch {row['epoch']}/{epochs}  loss {row['train_loss']:.4f}  accuracy {row['train_accuracy']:.4f}"
+    text += f"  val loss {row['val_loss']:.4f}  val accuracy {row['val_accuracy']:.4f}"
+    if "ema_val_accuracy" in row:
+        text += f"  averaged {row['ema_val_loss']:.4f}, {row['ema_val_accuracy']:.4f}"
+    text += " (best)" if is_best else ""
+    return text + f"  lr {row['lr']:.1e}  {row['seconds']:.0f} s, {row['images_per_second']:.0f} images/s"
+
+
+def show_lr_search(search: Any, figure: Path) -> None:
+    """What the search for a learning rate found, and where its curve is drawn."""
+    output.print(escape(str(search)))
+    output.print(f"drawn in     {escape(str(figure))}")
 
 
 def show_evaluation(split: str, result: dict[str, Any], form: str = "table") -> None:
@@ -89,11 +105,15 @@ def show_evaluation(split: str, result: dict[str, Any], form: str = "table") -> 
     table = Table(title=f"{split}: {result['n']} pictures", title_justify="left")
     table.add_column("figure")
     table.add_column("value", justify="right")
-    table.add_row("accuracy", f"{100 * result['accuracy']:.2f} %")
+    several = result["task"] == "multi-label"
+    table.add_row("all labels right" if several else "accuracy", f"{100 * result['accuracy']:.2f} %")
     table.add_row("95 % interval", f"{100 * low:.2f} to {100 * high:.2f} %")
     for key, name in (
+        ("hamming_accuracy", "decisions right"),
         ("balanced_accuracy", "balanced accuracy"),
         ("macro_f1", "macro F1"),
+        ("micro_f1", "micro F1"),
+        ("mean_average_precision", "mean average precision"),
         ("roc_auc", "area under ROC curve"),
         ("ece", "calibration error"),
         ("nll", "negative log-likelihood"),
@@ -102,10 +122,12 @@ def show_evaluation(split: str, result: dict[str, Any], form: str = "table") -> 
             table.add_row(name, f"{result[key]:.4f}")
     output.print(table)
     classes = Table()
-    for column in ("class", "pictures", "precision", "recall", "F1"):
+    columns = {"precision": "precision", "recall": "recall", "f1": "F1"}
+    columns |= {"average_precision": "average precision"} if several else {}
+    for column in ("class", "pictures", *columns.values()):
         classes.add_column(column, justify="left" if column == "class" else "right")
     for name, row in result["per_class"].items():
-        figures = ["-" if row[k] is None else f"{row[k]:.3f}" for k in ("precision", "recall", "f1")]
+        figures = ["-" if row[key] is None else f"{row[key]:.3f}" for key in columns]
         classes.add_row(escape(name), str(row["n"]), *figures)
     output.print(classes)
     for failure in result["failed"]:
@@ -118,8 +140,9 @@ def show_run(run: Path) -> None:
     split = "test" if "test" in results else "val"
     result = results[split]
     low, high = (100 * x for x in result["accuracy_interval"])
+    name = "all labels right" if result["task"] == "multi-label" else "accuracy"
     output.print(
-        f"\naccuracy on {split}: [bold]{100 * result['accuracy']:.2f} %[/bold] "
+        f"\n{name} on {split}: [bold]{100 * result['accuracy']:.2f} %[/bold] "
         f"(95 % interval {low:.1f} to {high:.1f}, {result['n']} pictures)"
     )
     output.print(f"run folder   {escape(str(run))}")

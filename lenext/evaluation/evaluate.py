@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor
 
 from lenext import runs, terminal
-from lenext.classifier import Classifier, load, softmax
+from lenext.classifier import Classifier, Task, load
 from lenext.data import dataset, sources
 from lenext.data.dataset import DataOptions, Dataset
 from lenext.data.decode import UnreadableImage
@@ -21,19 +22,21 @@ from lenext.data.samples import SPLITS, Samples
 from lenext.data.transforms import eval_transform
 from lenext.evaluation import figures
 from lenext.evaluation.metrics import evaluate
+from lenext.evaluation.predictions import mistake_title, prediction_rows, surest_mistakes, writable
 from lenext.inference import fastest_backend
 
 log = logging.getLogger("lenext")
 BATCH = 32
+DRAWN_MISTAKES = 12
 
 
-def compute_logits(classifier: Classifier, samples: Samples, title: str) -> tuple[np.ndarray, list[dict[str, str]]]:
-    """((N, K) logits before the temperature, failed pictures), from the files, on the fastest backend that agrees.
+def compute_logits(classifier: Classifier, samples: Samples, title: str) -> tuple[np.ndarray, dict[int, str]]:
+    """((N, K) logits before the temperature, {row: reason} of unreadable pictures, whose logits are NaN).
 
-    Rows of unreadable pictures are NaN; they are listed as {"image", "reason"}.
+    From the files, on the fastest backend that agrees.
     """
     transform = eval_transform(classifier.preprocess)
-    failed: list[dict[str, str]] = []
+    reasons: dict[int, str] = {}
     logits = np.full((len(samples), len(classifier.classes)), np.nan, np.float32)
 
     def read(index: int) -> Tensor | str:
@@ -50,7 +53,7 @@ def compute_logits(classifier: Classifier, samples: Samples, title: str) -> tupl
             results = list(following)
             if number + 1 < len(chunks):  # decode the next batch while the network works on this one
                 following = pool.map(read, chunks[number + 1])
-            failed += [{"image": samples.images[i], "reason": r} for i, r in zip(chunk, results) if isinstance(r, str)]
+            reasons |= {i: r for i, r in zip(chunk, results) if isinstance(r, str)}
             good = [(i, r) for i, r in zip(chunk, results) if not isinstance(r, str)]
             if good:
                 rows, pixels = [i for i, _ in good], torch.stack([x for _, x in good])
@@ -60,7 +63,7 @@ def compute_logits(classifier: Classifier, samples: Samples, title: str) -> tupl
                     log.debug("evaluating with %s", name)
                 logits[rows] = classifier.logits(pixels, backend)
             bar.advance(len(chunk))
-    return logits, failed
+    return logits, reasons
 
 
 def evaluate_run(
@@ -93,11 +96,11 @@ def evaluate_run(
     part = samples.split(split)
     if data is None:
         _require_unchanged(path, own, about["fingerprint"], split)
-    part = match_classes(part, classifier.classes)
-    logits, failed = compute_logits(classifier, part, f"evaluating {split}")
-    good = ~np.isnan(logits).any(1)
-    probabilities = softmax(logits[good] / classifier.temperature)
-    return split, evaluate(probabilities, part.labels[good], classifier.classes, failed=failed)
+    part = match_classes(part, classifier.classes, classifier.task)
+    logits, reasons = compute_logits(classifier, part, f"evaluating {split}")
+    good, failed = _readable(part, np.arange(len(part)), reasons)
+    truth = _truth(part.take(good), classifier.task)
+    return split, evaluate(classifier.to_probabilities(logits[good]), truth, classifier.classes, failed=failed)
 
 
 def _require_unchanged(path: str, data: Dataset, recorded: dict[str, str], split: str) -> None:
@@ -114,17 +117,25 @@ def _require_unchanged(path: str, data: Dataset, recorded: dict[str, str], split
     )
 
 
-def match_classes(samples: Samples, classes: tuple[str, ...]) -> Samples:
-    """The samples with labels that index `classes`: by name, whatever the order or number of classes in the data."""
-    if samples.sets is not None:
+def match_classes(samples: Samples, classes: tuple[str, ...], task: Task) -> Samples:
+    """The samples with labels that index `classes`: by name, whatever the order or number of classes in the data.
+
+    A multi-label classifier can be measured on data with one label a picture, but not the other way round.
+    """
+    if samples.sets is not None and task == "single-label":
         raise ValueError("the data gives several labels to a picture, and the classifier was trained to give one")
-    unknown = sorted({samples.classes[i] for i in np.unique(samples.labels)} - set(classes))
+    unknown = sorted({name for name, n in zip(samples.classes, samples.class_counts()) if n} - set(classes))
     if unknown:
         known = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
         raise ValueError(f"the data has the class {unknown[0]!r}, which the classifier does not know ({known})")
-    index = {name: i for i, name in enumerate(classes)}
-    labels = np.array([index[samples.classes[label]] for label in samples.labels], dtype=np.int64)
-    return replace(samples, labels=labels, classes=classes)
+    place = {name: i for i, name in enumerate(classes)}
+    index = np.array([place.get(name, -1) for name in samples.classes], np.int64)
+    if samples.sets is None:
+        return replace(samples, labels=index[samples.labels], classes=classes)
+    kept = np.flatnonzero(index >= 0)  # sets of pictures that are not measured may hold other classes
+    shape = (len(samples.classes), len(classes))
+    renamed = csr_array((np.ones(len(kept), bool), (kept, index[kept])), shape=shape)
+    return replace(samples, sets=csr_array(samples.sets @ renamed), classes=classes)
 
 
 def finish_run(run: Path, classifier: Classifier, samples: Samples) -> None:
@@ -133,23 +144,22 @@ def finish_run(run: Path, classifier: Classifier, samples: Samples) -> None:
     from lenext.evaluation.report import write_report
 
     held_out = samples.take(np.flatnonzero(~samples.in_split("train")))
-    all_logits, all_failed = compute_logits(classifier, held_out, "evaluating")
+    logits, reasons = compute_logits(classifier, held_out, "evaluating")
     results, rows = {}, []
     for name in ("val", "test"):
-        inside = held_out.in_split(name)
-        if not inside.any():
+        inside = np.flatnonzero(held_out.in_split(name))
+        if not len(inside):
             continue
-        part, logits = held_out.take(np.flatnonzero(inside)), all_logits[inside]
-        failed = [failure for failure in all_failed if failure["image"] in set(part.images)]
-        good = np.flatnonzero(~np.isnan(logits).any(1))
+        good, failed = _readable(held_out, inside, reasons)
+        part, part_logits = held_out.take(good), logits[good]
+        truth = _truth(part, classifier.task)
         if name == "val":  # comes first: the test figures below are those of the calibrated classifier
-            classifier.temperature = fit_temperature(logits[good], part.labels[good])
-        probabilities = softmax(logits[good] / classifier.temperature)
-        results[name] = evaluate(probabilities, part.labels[good], classifier.classes, failed=failed)
-        rows += _prediction_rows(name, part, good, probabilities)
-        figures.draw_confusion(results[name]["confusion"], classifier.classes, run / f"figures/confusion-{name}.png")
-        figures.draw_reliability(probabilities, part.labels[good], run / f"figures/reliability-{name}.png")
-        _draw_mistakes(run / f"figures/mistakes-{name}.png", part, good, probabilities)
+            classifier.temperature = fit_temperature(part_logits, truth)
+        probabilities = classifier.to_probabilities(part_logits)
+        results[name] = evaluate(probabilities, truth, classifier.classes, failed=failed)
+        part_rows = prediction_rows(name, part, truth, probabilities)
+        _draw_figures(run / "figures", name, results[name], part, truth, probabilities, part_rows)
+        rows += part_rows
     classifier.about["evaluation"] = {
         name: {key: result[key] for key in ("accuracy", "accuracy_interval", "n")} for name, result in results.items()
     }
@@ -163,29 +173,32 @@ def finish_run(run: Path, classifier: Classifier, samples: Samples) -> None:
     write_report(run)
 
 
-def _prediction_rows(split: str, part: Samples, good: np.ndarray, probabilities: np.ndarray) -> list[dict[str, Any]]:
-    winners = probabilities.argmax(1)
-    return [
-        {
-            "split": split,
-            "image": part.images[i],
-            "label": part.classes[part.labels[i]],
-            "prediction": part.classes[winner],
-            "probability": float(row[winner]),
-            "probabilities": row.tolist(),
-        }
-        for i, winner, row in zip(good, winners, probabilities)
-    ]
+def _readable(samples: Samples, rows: np.ndarray, reasons: dict[int, str]) -> tuple[np.ndarray, list[dict[str, str]]]:
+    """(the rows that could be read, the others as {"image", "reason"})."""
+    good = np.array([row for row in rows.tolist() if row not in reasons], np.int64)
+    return good, [{"image": writable(samples.images[i]), "reason": reasons[i]} for i in rows.tolist() if i in reasons]
 
 
-def _draw_mistakes(path: Path, part: Samples, good: np.ndarray, probabilities: np.ndarray, most: int = 12) -> None:
-    """The errors that the classifier was surest of, with label, answer and probability."""
-    labels, winners = part.labels[good], probabilities.argmax(1)
-    wrong = np.flatnonzero(winners != labels)
-    worst = wrong[np.argsort(-probabilities[wrong, winners[wrong]], kind="stable")][:most]
-    titles = [
-        f"{part.classes[labels[i]]}\nsaid {part.classes[winners[i]]}, {100 * probabilities[i, winners[i]]:.0f} %"
-        for i in worst
-    ]
-    if len(worst):
-        figures.draw_mistakes([part.decode(int(good[i]), shrink_to=256) for i in worst], titles, path)
+def _truth(samples: Samples, task: Task) -> np.ndarray:
+    """(N,) class indices, or (N, K) bool for a multi-label classifier."""
+    return samples.targets().toarray() if task == "multi-label" else samples.labels
+
+
+def _draw_figures(
+    folder: Path,
+    split: str,
+    result: dict[str, Any],
+    samples: Samples,
+    truth: np.ndarray,
+    probabilities: np.ndarray,
+    rows: list[dict[str, Any]],
+) -> None:
+    """What is taken for what, or how well each class is told where there are several; reliability; mistakes."""
+    if result["task"] == "multi-label":
+        figures.draw_classes(result["per_class"], folder / f"classes-{split}.png")
+    else:
+        figures.draw_confusion(result["confusion"], samples.classes, folder / f"confusion-{split}.png")
+    figures.draw_reliability(probabilities, truth, folder / f"reliability-{split}.png")
+    worst = surest_mistakes(rows, DRAWN_MISTAKES)
+    images = [samples.decode(i, shrink_to=256) for i in worst]
+    figures.draw_mistakes(images, [mistake_title(rows[i]) for i in worst], folder / f"mistakes-{split}.png")

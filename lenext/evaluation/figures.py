@@ -1,4 +1,4 @@
-"""The pictures of a run: curves, samples, confusion matrix, reliability diagram, mistakes.
+"""The pictures of a run: curves, samples, confusion matrix or classes, reliability diagram, mistakes.
 
 Every function takes plain arrays and writes one file. Colours are of the palette of Okabe and Ito, which
 people with colour-blindness can tell apart (https://jfly.uni-koeln.de/color/).
@@ -138,11 +138,46 @@ def draw_confusion(matrix: ArrayLike, classes: Sequence[str], path: Path) -> Non
         _save(figure, path, bbox_inches="tight")
 
 
+def draw_classes(per_class: dict[str, dict[str, Any]], path: Path, *, most: int = 50) -> None:
+    """F1 and average precision of each class as bars, the lowest F1 on top.
+
+    per_class: {class: {"f1", "average_precision"}}; classes where these are None, having no pictures, are left out.
+    Of more than `most` classes the weakest are drawn. No file without classes.
+    """
+    rows = sorted(((row["f1"], row["average_precision"], name) for name, row in per_class.items() if row["n"]))
+    if not rows:
+        return
+    f1, precision, _ = zip(*rows[:most])
+    names = [shorten(printable(name), 24) for *_, name in rows[:most]]
+    places = np.arange(len(names))
+    with figure_fonts(names):
+        figure = Figure(figsize=(6.4, 0.9 + 0.34 * len(names)), layout="constrained")
+        axes = figure.subplots()
+        axes.barh(places - 0.18, f1, 0.34, color=BLUE, label="F1")
+        axes.barh(places + 0.18, precision, 0.34, color=SKY, label="average precision")
+        for value, place in [*zip(f1, places - 0.18), *zip(precision, places + 0.18)]:
+            axes.text(value + 0.01, place, percent(value, 0), va="center", fontsize=7, color=INK)
+        _plain(axes, title="" if len(rows) <= most else f"The weakest {most} of {len(rows)} classes")
+        axes.set_yticks(places, names)
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylim(len(names) - 0.4, -0.6)
+        axes.set_xlim(0, 1.08)
+        axes.set_xticks(np.linspace(0, 1, 6))
+        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=PERCENT))
+        axes.grid(visible=False, axis="y")
+        figure.legend(frameon=False, fontsize=9, ncols=2, loc="outside upper right")
+        _save(figure, path)
+
+
 def draw_reliability(probabilities: ArrayLike, labels: ArrayLike, path: Path, *, bins: int = 15) -> None:
     """Accuracy by confidence, with the gap to the diagonal, above how many pictures each bin holds.
 
-    probabilities: (N, K). labels: (N,) class indices.
+    probabilities: (N, K). labels: (N,) class indices; or (N, K) bool: then how often a picture has a class, by its
+    probability, above how many decisions each bin holds.
     """
+    accuracy_name, confidence_name, unit = "accuracy", "confidence (probability of the predicted class)", "pictures"
+    if np.ndim(labels) == 2:
+        accuracy_name, confidence_name, unit = "share that has the class", "probability of a class", "decisions"
     rows = [row for row in reliability(probabilities, labels, bins=bins) if row["n"]]
     middle = [(row["low"] + row["high"]) / 2 for row in rows]
     confidence, accuracy = ([row[key] for row in rows] for key in ("confidence", "accuracy"))
@@ -152,17 +187,17 @@ def draw_reliability(probabilities: ArrayLike, labels: ArrayLike, path: Path, *,
         bar: dict[str, Any] = {"width": 1 / bins, "edgecolor": "white", "linewidth": 0.8}
         hatched: dict[str, Any] = {"width": 1 / bins, "edgecolor": ORANGE, "color": "none", "hatch": "////"}
         gap = np.subtract(confidence, accuracy)
-        above.bar(middle, accuracy, color=SKY, label="accuracy", **bar)
-        above.bar(middle, gap, bottom=accuracy, label="gap to the confidence", **hatched)
+        above.bar(middle, accuracy, color=SKY, label=accuracy_name, **bar)
+        above.bar(middle, gap, bottom=accuracy, label="gap", **hatched)
         above.plot([0, 1], [0, 1], color=INK, linewidth=1.2, linestyle="--", label="perfect")
         error = percent(expected_calibration_error(rows))
-        _plain(above, ylabel="accuracy")
+        _plain(above, ylabel=accuracy_name)
         above.set_title(f"Expected calibration error {error}", loc="left", fontsize=11, color=INK, pad=24)
         above.set_ylim(0, 1.02)
         above.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=PERCENT))
         above.legend(frameon=False, fontsize=9, ncols=3, loc="lower left", bbox_to_anchor=(-0.02, 0.99))
         below.bar(middle, [row["n"] for row in rows], color=GREY, **bar)
-        _plain(below, xlabel="confidence (probability of the predicted class)", ylabel="pictures")
+        _plain(below, xlabel=confidence_name, ylabel=unit)
         below.set_xlim(0, 1)
         below.xaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=PERCENT))
         below.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=3))

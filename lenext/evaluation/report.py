@@ -10,6 +10,7 @@ from typing import Any
 from lenext import runs
 from lenext.evaluation.figures import DPI, percent
 from lenext.evaluation.fonts import embedded_font, printable
+from lenext.evaluation.predictions import read_mistakes
 
 HEADLINE_SPLITS = ("test", "val")  # the first of these that was evaluated speaks for the run
 SHOWN_MISTAKES, SHOWN_CONFUSIONS, SHOWN_FILES = 12, 10, 50
@@ -47,12 +48,13 @@ def read_content(run: Path) -> dict[str, Any]:
     evaluation: dict[str, Any] = _json(run / "evaluation.json", {})
     headline = next((split for split in HEADLINE_SPLITS if split in evaluation), next(iter(evaluation), None))
     order = sorted(evaluation, key=lambda split: split != headline)
-    mistakes = read_mistakes(run / "predictions.parquet")
+    mistakes = read_mistakes(run / "predictions.parquet", SHOWN_MISTAKES)
     return {
         "title": f"{config.get('model', run.name)} on {Path(data['data']).name or data['data']}",
         "run": run.name,
         "headline": headline,
         "choices": _json(run / "choices.json", []),
+        "several": any(result["task"] == "multi-label" for result in evaluation.values()),
         "data": data,
         "splits": list(data["counts"]),
         "training": training_summary(runs.read_metrics(run)),
@@ -65,7 +67,7 @@ def read_content(run: Path) -> dict[str, Any]:
                     ({"name": name, **row} for name, row in evaluation[split]["per_class"].items()),
                     key=lambda row: (row["f1"] is None, row["f1"]),
                 ),
-                "confusions": confusions(evaluation[split]["confusion"], list(evaluation[split]["per_class"])),
+                "confusions": confusions(evaluation[split].get("confusion", []), list(evaluation[split]["per_class"])),
                 "mistakes": mistakes.get(split, []),
             }
             for split in order
@@ -92,7 +94,10 @@ def training_summary(history: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def confusions(matrix: list[list[int]], classes: list[str]) -> list[dict[str, Any]]:
-    """The most frequent mistakes: {"label", "prediction", "count", "share" of the label's pictures}."""
+    """The most frequent mistakes: {"label", "prediction", "count", "share" of the label's pictures}.
+
+    matrix: (K, K) counts, a row a label; empty where there are several labels.
+    """
     rows: list[dict[str, Any]] = [
         {"label": classes[i], "prediction": classes[j], "count": count, "share": count / sum(row)}
         for i, row in enumerate(matrix)
@@ -100,23 +105,6 @@ def confusions(matrix: list[list[int]], classes: list[str]) -> list[dict[str, An
         if i != j and count
     ]
     return sorted(rows, key=lambda row: (row["count"], row["share"]), reverse=True)[:SHOWN_CONFUSIONS]
-
-
-def read_mistakes(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """The wrong predictions of each split, the most confident first; none where the file is absent."""
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    if not path.exists() or pq.read_metadata(path).num_rows == 0:
-        return {}
-    table = pq.read_table(path, columns=["split", "image", "label", "prediction", "probability"])
-    wrong = table.filter(pc.not_equal(table["label"], table["prediction"])).sort_by([("probability", "descending")])
-    mistakes: dict[str, list[dict[str, Any]]] = {}
-    for row in wrong.to_pylist():
-        rows = mistakes.setdefault(row["split"], [])
-        if len(rows) < SHOWN_MISTAKES:
-            rows.append(row)
-    return mistakes
 
 
 def share(value: float | None) -> str:

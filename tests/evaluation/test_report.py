@@ -14,6 +14,7 @@ from PIL import Image
 
 from lenext.evaluation import figures, report
 from lenext.evaluation.metrics import evaluate
+from lenext.evaluation.predictions import read_mistakes
 from lenext.evaluation.report import write_report
 
 VOID = {"meta", "img", "input", "br"}
@@ -213,7 +214,7 @@ def test_any_optional_thing_may_be_absent(name, images, tmp_path):
 def test_without_predictions_or_mistakes(tmp_path):
     run = full_run(tmp_path / "run")
     pq.write_table(pa.Table.from_pylist([]), run / "predictions.parquet")
-    assert report.read_mistakes(run / "predictions.parquet") == {}
+    assert read_mistakes(run / "predictions.parquet", 12) == {}
     write_report(run)
 
 
@@ -261,7 +262,7 @@ def test_mistakes_are_the_most_confident_of_each_split(tmp_path):
         for i in range(60)
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "predictions.parquet")
-    mistakes = report.read_mistakes(tmp_path / "predictions.parquet")["test"]
+    mistakes = read_mistakes(tmp_path / "predictions.parquet", 12)["test"]
     assert [row["image"] for row in mistakes] == [f"{i}.jpg" for i in range(59, 59 - 24, -2)]
 
 
