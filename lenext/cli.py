@@ -94,6 +94,10 @@ def build_parser() -> ArgumentParser:
     train.add_argument("--config", type=str | None, default=None, help="YAML or JSON file with settings")
     train.add_argument("--out", type=str | None, default=None, help="Run folder (default: runs/<date>-<model>)")
     train.add_argument("--resume", type=str | None, default=None, metavar="RUN", help="Go on with this run")
+    train.add_argument(
+        "--find-lr", type=bool, nargs="?", const=True, default=False,
+        help="Try rising learning rates for a minute, draw the loss over them, suggest one, and stop",
+    )  # fmt: skip
     commands.add_subcommand("train", train, help="train a classifier")
 
     evaluate = _command("Measure a classifier on the split it was not trained on, or on other data.")
@@ -145,6 +149,35 @@ def build_parser() -> ArgumentParser:
         check.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default, help=text)
     commands.add_subcommand("check", check, help="check a data set before training")
 
+    tune = _command(
+        "Search for the settings that suit the data best: every trial is a training run, the first with the defaults."
+    )
+    tune.add_argument("data", type=str, help="As in train")
+    tune.add_argument("--trials", type=int, default=20, help="Runs, those of an interrupted search in --out included")
+    tune.add_argument(
+        "--time-budget-per-trial",
+        type=float | None,
+        default=None,
+        help="Seconds that a trial may take where epochs are not given (default: 300)",
+    )
+    tune.add_argument("--model", type=str, nargs="+", default=[], help="Architecture, or several to choose from")
+    tune.add_argument(
+        "--space",
+        type=str | None,
+        default=None,
+        help="YAML file that says what is searched: 'lr: {low: 0.0001, high: 0.01, log: true}' or "
+        "'optimizer: [sgd, adamw]', one a line",
+    )
+    tune.add_argument("--config", type=str | None, default=None, help="YAML or JSON file with settings to hold fixed")
+    tune.add_argument(
+        "--out", type=str | None, default=None, help="Folder of the search; an interrupted one goes on there "
+        "(default: runs/<date>-tune)",
+    )  # fmt: skip
+    for name, kind, _, text in described_fields():
+        if name not in ("data", "model", "time_budget"):
+            tune.add_argument(f"--{name.replace('_', '-')}", type=kind | None, default=None, help=f"Held fixed: {text}")
+    commands.add_subcommand("tune", tune, help="search for the best settings")
+
     models = _command("List the architectures, or show one layer by layer.")
     models.add_argument("name", nargs="?", type=str, default=None, help="Architecture to show")
     commands.add_subcommand("models", models, help="list the architectures")
@@ -173,21 +206,21 @@ def _demo(args: Namespace) -> int:
 
 
 def _train(args: Namespace) -> int:
-    from lenext import terminal
-    from lenext.training import loop
-
     given = _given(args)
-    out, resume, file = given.pop("out", None), given.pop("resume", None), given.pop("config", None)
+    from lenext import terminal
+    from lenext.training import begin
+
+    resume, find_lr = given.pop("resume", None), given.pop("find_lr", False)
     with terminal.messages():
         if resume is not None:
-            if given or out or file:
-                extra = ", ".join(sorted(given) + ["out"] * bool(out) + ["config"] * bool(file))
-                raise ValueError(f"--resume goes on with the settings of the run; take away: {extra}")
-            run = loop.resume(resume)
+            terminal.show_run(begin.resume(resume, given))
+            return 0
+        out, file = given.pop("out", None), given.pop("config", None)
+        settings = begin.configure(given, file=read_file(file) if file else {})
+        if find_lr:
+            terminal.show_lr_search(*begin.find_lr(settings, out))
         else:
-            settings = loop.configure(given, file=read_file(file) if file else {})
-            run = loop.train(settings, out)
-        terminal.show_run(run)
+            terminal.show_run(begin.train(settings, out))
     return 0
 
 
@@ -236,6 +269,18 @@ def _check(args: Namespace) -> int:
     return 0 if sound else 1
 
 
+def _tune(args: Namespace) -> int:
+    from lenext import terminal
+    from lenext.tune import command
+
+    given = _given(args)
+    with terminal.messages():
+        found = command.run(
+            given.pop("data"), models=tuple(given.pop("model", ())), file=given.pop("config", None), **given
+        )
+    return 0 if found else 1
+
+
 def _models(args: Namespace) -> int:
     from lenext import terminal
 
@@ -249,6 +294,7 @@ COMMANDS = {
     "evaluate": _evaluate,
     "predict": _predict,
     "check": _check,
+    "tune": _tune,
     "models": _models,
 }
 

@@ -39,7 +39,7 @@ def run(out: str | None = None, seed: int = 0, time_budget: float = 165.0) -> Pa
     manifest = write_manifest(seed)
     log.info("data: 2,624 photographs of solar cells, split %d, listed in %s", seed, manifest)
 
-    from lenext.training import loop
+    from lenext.training import begin
 
     settings = {
         "data": str(manifest),
@@ -48,7 +48,7 @@ def run(out: str | None = None, seed: int = 0, time_budget: float = 165.0) -> Pa
         "seed": seed,
         "time_budget": time_budget,
     }
-    folder = loop.train(loop.configure(settings), out or runs.create(None, "demo"), started=started)
+    folder = begin.train(begin.configure(settings), out or runs.create(None, "demo"), started=started)
     show(folder, manifest)
     return folder
 

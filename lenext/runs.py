@@ -2,7 +2,8 @@
 
 config.yaml, data.json, samples.parquet, environment.json, choices.json, model.txt   written before training
 metrics.jsonl, train.log, checkpoint.*, classifier.safetensors      written as it goes
-evaluation.json, predictions.parquet, figures/, report.html         written at the end
+trackers.json, tensorboard/, wandb/, mlflow/                        where they are asked for
+metrics.csv, evaluation.json, predictions.parquet, figures/, report.html         written at the end
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import datetime
 import json
 import logging
+import math
 import os
 import platform
 import subprocess
@@ -124,17 +126,21 @@ def read_config(run: Path) -> dict[str, Any]:
 
 
 def append_metrics(run: Path, row: dict[str, Any]) -> None:
+    """Add the figures of an epoch; what is no finite number is null, as JSON has it."""
+    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
     with open(run / METRICS, "a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+        file.write(json.dumps(finite) + "\n")
         file.flush()
         os.fsync(file.fileno())
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl; of a line that was cut off while it was written there is nothing."""
     path = run / METRICS
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def keep_metrics(run: Path, epochs: int) -> None:
@@ -159,20 +165,6 @@ def logging_to(run: Path) -> Iterator[None]:
     finally:
         log.removeHandler(handler)
         handler.close()
-
-
-def tensorboard(run: Path) -> Any:
-    """A writer of event files in tensorboard/."""
-    from torch.utils.tensorboard.writer import SummaryWriter
-
-    return SummaryWriter(str(run / "tensorboard"))
-
-
-def write_scalars(board: Any, row: dict[str, Any]) -> None:
-    for name in ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "images_per_second"):
-        part, _, figure = name.partition("_")
-        board.add_scalar(f"{figure}/{part}" if part in ("train", "val") else name, row[name], row["epoch"])
-    board.flush()
 
 
 def environment() -> dict[str, Any]:

@@ -27,7 +27,7 @@ def shapes(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def run(shapes, tmp_path_factory) -> Path:
     """A finished run on `shapes`: LeNet-5 from random weights, two epochs."""
-    from lenext.training import loop
+    from lenext.training import begin
 
-    config = loop.configure({"data": str(shapes), "model": "lenet5", "epochs": 2})
-    return loop.train(config, tmp_path_factory.mktemp("runs") / "run")
+    config = begin.configure({"data": str(shapes), "model": "lenet5", "epochs": 2})
+    return begin.train(config, tmp_path_factory.mktemp("runs") / "run")

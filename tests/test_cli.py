@@ -65,7 +65,7 @@ def test_every_command_has_help_with_defaults(command, capsys):
         (["train", "x", "--recipe", "alexnet-flower"], "unknown recipe 'alexnet-flower'; did you mean 'alexnet-flower"),
         (["train", "no/such/folder"], "no/such/folder does not exist"),
         (["train", "--resume", "no/such/run"], "no/such/run does not exist; a run folder was expected"),
-        (["train", "x", "--resume", "run"], "--resume goes on with the settings of the run; take away: data"),
+        (["train", "x", "--resume", "run"], "--resume goes on with the settings of the run; take away data"),
         (["train", "x", "--config", "none.yaml"], "none.yaml cannot be read"),
         (["predict", "run"], "missing: PATHS"),
         (["predict", "no/such/run", "a.png"], "no/such/run does not exist"),
@@ -394,9 +394,18 @@ def test_check_finds_a_leak_and_training_stops_at_it(tmp_path, capsys):
 
 
 def test_data_that_makes_no_sense_for_an_option(shapes, tmp_path, capsys):
-    (tmp_path / "several.json").write_text(json.dumps([{"image": "a.png", "label": ["x", "y"]}] * 9))
+    several = [{"image": str(path), "label": ["x", path.parent.name]} for path in shapes.rglob("*.png")]
+    (tmp_path / "several.json").write_text(json.dumps(several))
     for arguments, message in (
-        ([tmp_path / "several.json"], "several labels"),
+        (
+            [tmp_path / "several.json", "--root", "/", "--loss", "cross_entropy"],
+            "this data gives several: bce or focal",
+        ),
+        ([tmp_path / "several.json", "--root", "/", "--sampling", "balanced"], "this data gives several"),
+        ([shapes, "--model", "vit_tiny_patch16_224", "--start-size", "16"], "takes inputs of one size only"),
+        ([shapes, "--sync-batchnorm", "true"], "--sync-batchnorm needs GPUs"),
+        ([shapes, "--unfreeze-epochs", "2"], "--freeze"),
+        ([shapes, "--track", "tensorbord"], "'tensorbord' is none of tensorboard, wandb, mlflow"),
         ([shapes, "--root", tmp_path], "--root is for manifests"),
         ([shapes, "--folds", "3", "--fold", "3"], "fold is 3 of 3 folds"),
         ([shapes, "--crop-scale", "0"], "crop_scale is 0"),

@@ -20,6 +20,7 @@ ORDER = [
     {"classifier"},
     {"evaluation", "predict", "recipes", "check"},
     {"training"},
+    {"tune"},
     {"demo"},
     {"cli", "__init__"},
 ]

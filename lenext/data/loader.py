@@ -198,10 +198,16 @@ class Batches:
         return self._load(jobs)
 
     def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every picture once, in order, all of them on every rank: for evaluation."""
-        starts = range(0, self.n, self.batch_size)
-        chunks = [np.arange(start, min(start + self.batch_size, self.n)) for start in starts]
-        return self._load([_Job(0, chunk, np.zeros_like(chunk)) for chunk in chunks])
+        """Every picture once, in order, for evaluation, shared among the ranks.
+
+        All ranks get the same number of batches of the same size; where that takes a filler, its index is beyond the
+        last picture: it must not be counted.
+        """
+        share = np.arange(self.rank, -(-self.n // self.world_size) * self.world_size, self.world_size)
+        chunks = [share[start : start + self.batch_size] for start in range(0, len(share), self.batch_size)]
+        jobs = [_Job(0, chunk.clip(max=self.n - 1), np.zeros_like(chunk)) for chunk in chunks]
+        for chunk, (x, _) in zip(chunks, self._load(jobs)):
+            yield x, torch.from_numpy(chunk)
 
     def _load(self, jobs: list[_Job]) -> Iterator[tuple[Tensor, Tensor]]:
         """Raises UnreadableImage if a picture has become unreadable, RuntimeError if a worker was killed."""

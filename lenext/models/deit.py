@@ -50,7 +50,7 @@ class DistilledVisionTransformer(VisionTransformer):
     def __init__(
         self,
         *,
-        patch_size: int,
+        patch_size: int = 16,
         dim: int,
         depth: int,
         num_heads: int,

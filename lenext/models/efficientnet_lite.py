@@ -48,7 +48,7 @@ class SamePadConv2d(nn.Conv2d):
         pad_h = kernel - (H % stride or stride)
         pad_w = kernel - (W % stride or stride)
         x = F.pad(x, (pad_w // 2, pad_w - pad_w // 2, pad_h // 2, pad_h - pad_h // 2))
-        return F.conv2d(x, self.weight, self.bias, self.stride, groups=self.groups)
+        return self._conv_forward(x, self.weight, self.bias)
 
 
 def conv(in_dim: int, dim: int, kernel_size: int, *, stride: int = 1, groups: int = 1) -> nn.Conv2d:

@@ -123,7 +123,7 @@ class VisionTransformer(nn.Module):
     def __init__(
         self,
         *,
-        patch_size: int,
+        patch_size: int = 16,
         dim: int,
         depth: int,
         num_heads: int,

@@ -9,29 +9,21 @@ from collections.abc import Callable
 from typing import Any
 
 from lenext.config import nearest
-from lenext.recipes import published
-
-
-def auto() -> dict[str, Any]:
-    """`lenext train DATA`: a quick classifier on frozen features, then fine-tuning, within the time budget.
-
-    With pretrained weights on the machine: five minutes on two cores. Without them: plain training, as `fit`.
-    """
-    return {"label_smoothing": 0.1, "warmup_epochs": 0.4, "select": "val_loss"}
-
-
-def fit() -> dict[str, Any]:
-    """`lenext train DATA --recipe fit`: plain training of the whole network with augmentation, pretrained or not."""
-    return {}
-
+from lenext.recipes import general, published
 
 RECIPES: dict[str, Callable[[], dict[str, Any]]] = {
-    "auto": auto,
-    "fit": fit,
+    "auto": general.auto,
+    "probe": general.probe,
+    "finetune": general.finetune,
+    "scratch-small": general.scratch_small,
+    "scratch-vit": general.scratch_vit,
+    "imagenet": general.imagenet,
+    "fit": general.fit,
     "convnext-tiny-binary": published.convnext_tiny_binary,
     "convnext-base-binary": published.convnext_base_binary,
     "resnext50-birds": published.resnext50_birds,
     "alexnet-flowers": published.alexnet_flowers,
+    "vit-finetune": published.vit_finetune,
 }
 
 

@@ -19,6 +19,6 @@ def train(data: str | Path, *, out: str | Path | None = None, **settings: Any) -
     Raises ValueError for data or settings that cannot work, before anything is written.
     """
     from lenext.classifier import load
-    from lenext.training import loop
+    from lenext.training import begin
 
-    return load(loop.train(loop.configure({"data": str(data), **settings}), out))
+    return load(begin.train(begin.configure({"data": str(data), **settings}), out))

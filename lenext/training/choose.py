@@ -12,12 +12,16 @@ from lenext.config import TrainConfig
 from lenext.data.samples import Samples
 from lenext.models import catalogue
 from lenext.models.weights import has_offline_weights, has_public_weights
+from lenext.training.devices import device_of
 from lenext.training.optim import default_lr
 
 # Architectures in the order of preference when none is named and their weights are on the machine.
 PREFERRED = ("tf_efficientnet_lite0",)
 FROM_SCRATCH = "resnet18"
 SMALL = 96
+SMALLEST = 24
+# Patches along the side of a small picture.
+TOKENS = 8
 
 
 def choose(config: TrainConfig, samples: Samples) -> tuple[TrainConfig, list[str]]:
@@ -56,6 +60,9 @@ def choose(config: TrainConfig, samples: Samples) -> tuple[TrainConfig, list[str
     if not pretrained and size <= SMALL and "stem" not in arguments and catalogue.takes(model, "stem"):
         arguments["stem"] = "small"
         said.append(f"stem small: at {size} pixels the ImageNet stem would throw most of the picture away")
+    if not pretrained and size <= SMALL and "patch_size" not in arguments and catalogue.takes(model, "patch_size"):
+        arguments["patch_size"] = size // TOKENS
+        said.append(f"patch size {size // TOKENS}: at {size} pixels larger patches would leave a handful of tokens")
     settled["arguments"] = arguments
 
     # ---- batch, rate, augmentation
@@ -67,9 +74,41 @@ def choose(config: TrainConfig, samples: Samples) -> tuple[TrainConfig, list[str
         lr = default_lr(config.optimizer, bool(pretrained), batch_size)
         settled["lr"] = lr
         said.append(f"learning rate {lr:.2g}: the default of {config.optimizer} at batch {batch_size}")
+    several = samples.sets is not None
+    if config.loss is None:
+        settled["loss"] = "bce" if several else "cross_entropy"
+        if several:
+            said.append("loss bce: pictures have several labels, each is a question of its own")
+    if several and config.sampling == "balanced":
+        raise ValueError("--sampling balanced is for one label a picture; this data gives several")
+    if several and config.loss == "cross_entropy":
+        raise ValueError("--loss cross_entropy is for one label a picture; this data gives several: bce or focal")
+    _require_possible(config, model, size)
+    if config.strategy == "fsdp":
+        if config.optimizer not in ("adamw", "adam") or config.average:
+            raise ValueError("--strategy fsdp: divided weights are trained with adamw or adam, and without --average")
+        settled["channels_last"] = False
     if config.augment is None and (config.alters_pictures or not (pretrained and config.recipe == "auto")):
         settled["augment"] = "light" if pretrained or size <= SMALL else "standard"
     return dataclasses.replace(config, **settled), said
+
+
+def _require_possible(config: TrainConfig, model: str, size: int) -> None:
+    """ValueError for settings that contradict the network, the data or the machine."""
+    if config.start_size is not None and not catalogue.takes_any_size(model):
+        raise ValueError(f"--start-size: {model} takes inputs of one size only; leave it out")
+    if config.start_size is not None and not catalogue.smallest_size(model) <= config.start_size <= size:
+        raise ValueError(
+            f"--start-size is {config.start_size}; it lies between the smallest input of {model}, "
+            f"{catalogue.smallest_size(model)}, and the image size {size}"
+        )
+    if config.strategy == "fsdp" and config.channels_last:
+        raise ValueError("--channels-last true: weights that are divided (--strategy fsdp) have to be contiguous")
+    device = device_of(config.accelerator)
+    if config.sync_batchnorm and device.type == "cpu":
+        raise ValueError("--sync-batchnorm needs GPUs; leave it out on a CPU")
+    if config.unfreeze_epochs and not config.freeze:
+        raise ValueError("--unfreeze-epochs lets go what --freeze holds; give both, such as --freeze 1")
 
 
 def _median_side(samples: Samples, most: int = 200) -> float:
@@ -81,11 +120,14 @@ def _median_side(samples: Samples, most: int = 200) -> float:
 
 
 def _image_size(model: str, pretrained: bool, native: int, side: float) -> tuple[int, str]:
+    if not pretrained and side <= SMALL and catalogue.takes(model, "patch_size"):
+        return max(TOKENS * round(side / TOKENS), 2 * TOKENS), f"the pictures' short side is {side:.0f}"
     if not catalogue.takes_any_size(model):
         return native, f"the size {model} is made for"
     if pretrained:
         # Small pictures gain from enlarging; larger inputs than the weights learned at cost more than they give.
         size = int(min(max(side, native * 4 / 7), native)) // 4 * 4
         return size, f"the pictures' short side is {side:.0f} and the weights were learned at {native}"
-    size = int(min(max(16 * round(side / 16), 32, catalogue.smallest_size(model)), native))
+    grain = 4 if side <= SMALL else 16
+    size = int(min(max(grain * round(side / grain), catalogue.smallest_size(model), SMALLEST), native))
     return size, f"the pictures' short side is {side:.0f}"

@@ -8,7 +8,6 @@ precision. An epoch then costs a fraction of one through the whole network.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,8 +19,8 @@ from lenext.data.loader import derive_seed, epoch_order
 from lenext.evaluation.calibration import fit_temperature
 from lenext.models.pooled import CombinedNetwork, combine
 from lenext.models.weights import head_names
-from lenext.training.prepare import Task
 from lenext.training.quick import ANSWER_VIEWS, Extractor
+from lenext.training.task import Layout, Task
 
 
 class Upper(nn.Module):
@@ -73,9 +72,9 @@ class StoredViews:
         """Batches in a training epoch, all of nearly the same size."""
         return max(round(self.n / self.batch_size), 1)
 
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         drawn = np.random.default_rng(derive_seed("views", self.seed, epoch)).integers(len(self.views), size=self.n)
-        for chunk in np.array_split(epoch_order(self.n, self.seed, epoch), len(self)):
+        for chunk in np.array_split(epoch_order(self.n, self.seed, epoch), len(self))[start:]:
             yield torch.stack([self.views[drawn[i]][i] for i in chunk]), torch.from_numpy(chunk)
 
     def in_order(self) -> Iterator[tuple[tuple[Tensor, Tensor], Tensor]]:
@@ -104,19 +103,13 @@ def stored_task(
     network.requires_grad_(False)
     for parameter in upper.parameters():
         parameter.requires_grad_(id(parameter) in learned)  # a fixed table stays as it is
-    layout: dict[str, Any] = {"format": torch.contiguous_format, "device": torch.device("cpu")}
+    layout = Layout()
 
-    def use_layout(*, channels_last: bool, device: torch.device) -> None:
-        layout.update(format=torch.channels_last if channels_last else torch.contiguous_format, device=device)
-        network.to(device=device)
-        network.to(memory_format=layout["format"])
+    def prepare(x: Tensor, epoch: int = 0) -> Tensor:
+        return layout.put(x.to(layout.device, torch.float32, non_blocking=True))
 
-    def prepare(x: Tensor) -> Tensor:
-        x = x.to(layout["device"], torch.float32, non_blocking=True)
-        return x.contiguous(memory_format=layout["format"]) if x.ndim == 4 else x
-
-    def predict(module: nn.Module, inputs: tuple[Tensor, Tensor]) -> Tensor:
-        tuned = torch.stack([module(prepare(view)) for view in inputs[0]]).mean(0)
+    def predict(inputs: tuple[Tensor, Tensor]) -> Tensor:
+        tuned = torch.stack([upper(prepare(view)) for view in inputs[0]]).mean(0)
         return combine(inputs[1].to(tuned.device), tuned, network.quick_scale)
 
     def stored(rows: slice) -> StoredViews:
@@ -129,5 +122,5 @@ def stored_task(
         val_pictures=len(labels["val"]) * len(answers),
         prepare=prepare,
         predict=predict,
-        use_layout=use_layout,
+        place=lambda **where: layout.place(network, **where),
     )

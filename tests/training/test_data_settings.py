@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 import lenext
-from lenext.training import loop
-from lenext.training.objective import compute_loss
+from lenext.training import begin
 from tests.pictures import make_folder
 
 EVERYTHING = {
@@ -29,7 +26,7 @@ def folder(tmp_path_factory):
 def weights(folder, out, **settings) -> dict[str, torch.Tensor]:
     given = {"data": str(folder), "model": "lenet5", "epochs": 2, "batch_size": 8, "precision": "float32", **settings}
     given |= {"channels_last": False}
-    return lenext.load(loop.train(loop.configure(given), out)).model.state_dict()
+    return lenext.load(begin.train(begin.configure(given), out)).model.state_dict()
 
 
 def equal(first, second) -> bool:
@@ -61,24 +58,3 @@ def test_folds_are_a_partition_of_what_is_not_for_testing(folder, tmp_path):
         assert json.loads((run / "data.json").read_text())["counts"]["val"]["c"] > 0
     assert len(tests) == 1
     assert len(seen) == len(set(seen)) == 48 - len(next(iter(tests)))
-
-
-def test_loss_of_shares_is_the_mean_over_them():
-    generator = torch.Generator().manual_seed(0)
-    outputs, weight = torch.randn(6, 4, generator=generator), torch.rand(6, generator=generator)
-    labels = torch.arange(6) % 4
-    shares = torch.rand(6, 4, generator=generator).softmax(1)
-    for smoothing in (0.0, 0.1):
-        smoothed = shares * (1 - smoothing) + smoothing / 4
-        expected = np.average(-(smoothed * outputs.log_softmax(1)).sum(1), weights=weight)
-        loss = compute_loss("cross_entropy", outputs, shares, weight, smoothing)
-        assert loss.item() == pytest.approx(expected, abs=1e-6)
-        torch.testing.assert_close(
-            compute_loss("cross_entropy", outputs, F.one_hot(labels, 4).float(), weight, smoothing),
-            compute_loss("cross_entropy", outputs, labels, weight, smoothing),
-        )
-    binary = F.one_hot(labels % 2, 2).float()
-    torch.testing.assert_close(
-        compute_loss("bce", outputs[:, :1], binary, weight, 0.0),
-        compute_loss("bce", outputs[:, :1], labels % 2, weight, 0.0),
-    )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -12,17 +15,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 import lenext
 from lenext import runs
-from lenext.training import checkpoint, loop
+from lenext.models import lenet
+from lenext.training import begin, checkpoint, task
 from tests.pictures import make_folder
 
 SETTINGS = ["--model", "lenet5", "--batch-size", "8", "--epochs", "60", "--augment", "light"]
 DEEP = [
-    "--model", "resnet18", "--pretrained", "false", "--image-size", "32", "--batch-size", "8", "--epochs", "3",
+    "--model", "resnet18", "--pretrained", "false", "--image-size", "32", "--batch-size", "4", "--epochs", "4",
     "--augment", "strong", "--precision", "bfloat16", "--channels-last", "true", "--arguments", '{"drop_path": 0.1}',
+    "--mixup", "0.2", "--ema", "0.9", "--average", "2", "--workers", "0",
 ]  # fmt: skip
 
 
@@ -79,18 +85,52 @@ def assert_equal_runs(a: Path, b: Path) -> None:
     assert (a / "evaluation.json").read_text() == (b / "evaluation.json").read_text()
 
 
-def test_killed_in_an_epoch_and_resumed_equals_never_interrupted(data, tmp_path):
-    """With batch norm, drop-path, strong augmentation, bfloat16, channels-last and AdamW."""
+def wait_inside_epoch(run: Path, epoch: int, process: subprocess.Popen) -> None:
+    """Return when a checkpoint from within an epoch, counted from 1, is there."""
+    while process.poll() is None:
+        with contextlib.suppress(OSError, RuntimeError):  # there is none yet, or it is being renamed
+            progress = saved_progress(run)
+            if progress["epoch"] + 1 >= epoch and progress["batch"]:
+                return
+        time.sleep(0.005)
+    raise AssertionError(f"the run ended before epoch {epoch}: {process.communicate()[1]}")
+
+
+def saved_progress(run: Path) -> dict:
+    with safe_open(run / checkpoint.NEWEST, "pt") as file:
+        return json.loads(file.metadata()["progress"])
+
+
+def test_killed_and_stopped_within_epochs_equals_never_interrupted(data, tmp_path):
+    """With batch norm, drop-path, strong augmentation, mixup, EMA, bfloat16, channels-last and AdamW.
+
+    Killed with workers 0, gone on with 2 and told to end, gone on with none again.
+    """
     whole, run = tmp_path / "whole", tmp_path / "run"
     assert command("train", data, "--out", whole, *DEEP).wait() == 0
-    process = command("train", data, "--out", run, *DEEP)
-    wait_for_epoch(run, 1, process)
-    time.sleep(0.1)  # into the second epoch
+    process = command("train", data, "--out", run, *DEEP, "--checkpoint-every", "0.01")
+    wait_inside_epoch(run, 2, process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (run / "report.html").exists()
     assert lenext.load(run).classes == ("a", "b")  # the best so far is usable
-    assert command("train", "--resume", run).wait() == 0
+
+    process = command("train", "--resume", run, "--workers", "2", "--checkpoint-every", "1000", start_new_session=True)
+    before = saved_progress(run)
+    while "going on" not in (run / "train.log").read_text():
+        time.sleep(0.005)
+    wait_for_epoch(run, before["epoch"] + 1, process)
+    os.killpg(process.pid, signal.SIGTERM)  # as a scheduler does: the workers get it as well
+    asked = time.monotonic()
+    err = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, err
+    assert time.monotonic() - asked < 10
+    assert f"lenext train --resume {run}" in err
+    assert "Traceback" not in err
+    stopped = saved_progress(run)
+    assert (stopped["epoch"], stopped["batch"]) > (before["epoch"], before["batch"])
+
+    assert command("train", "--resume", run, "--workers", "0").wait() == 0
     assert_equal_runs(run, whole)
 
 
@@ -122,21 +162,21 @@ def test_no_whole_checkpoint_is_an_error_that_leaves_the_classifier(data, uninte
         (run / name).write_bytes((run / name).read_bytes()[:50_000])
     before = (run / "classifier.safetensors").read_bytes()
     with pytest.raises(ValueError, match=r"has no checkpoint to go on from .*damaged or cut off"):
-        loop.resume(run)
+        begin.resume(run)
     assert (run / "classifier.safetensors").read_bytes() == before
 
 
 def test_resume_refuses_changed_data_and_leaves_finished_runs(uninterrupted, data, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in uninterrupted.rglob("*") if path.is_file()}
-    assert loop.resume(uninterrupted) == uninterrupted
+    assert begin.resume(uninterrupted) == uninterrupted
     assert {path: path.stat().st_mtime_ns for path in before} == before
     changed = tmp_path / "data"
     shutil.copytree(data, changed)
-    run = loop.train(loop.configure({"data": str(changed), "model": "lenet5", "epochs": 1}), tmp_path / "run")
+    run = begin.train(begin.configure({"data": str(changed), "model": "lenet5", "epochs": 1}), tmp_path / "run")
     (run / "report.html").unlink()
     (changed / "a/0.png").unlink()
     with pytest.raises(ValueError, match=r"is not what the run .* began with"):
-        loop.resume(run)
+        begin.resume(run)
 
 
 def test_full_disk_is_said_and_leaves_the_last_checkpoint_whole(data, uninterrupted, tmp_path):
@@ -164,11 +204,57 @@ def test_full_disk_is_said_and_leaves_the_last_checkpoint_whole(data, uninterrup
 
 
 def test_divergence_stops_before_anything_is_spoilt(data, tmp_path):
-    config = loop.configure(
+    config = begin.configure(
         {"data": str(data), "model": "lenet5", "epochs": 3, "lr": 1e38, "optimizer": "sgd", "clip_norm": 0.0,
-         "precision": "float32", "channels_last": True}
+         "precision": "float32", "channels_last": True, "checkpoint_every": 0.001}
     )  # fmt: skip
     with pytest.raises(FloatingPointError, match=r"the training diverged.*lower --lr"):
-        loop.train(config, tmp_path / "run")
-    progress = checkpoint._read(tmp_path / "run" / checkpoint.NEWEST)[1]
-    assert all(torch.isfinite(tensor).all() for tensor in progress.values() if tensor.is_floating_point())
+        begin.train(config, tmp_path / "run")
+    _, tensors = checkpoint._read(tmp_path / "run" / checkpoint.NEWEST)
+    assert all(torch.isfinite(tensor).all() for tensor in tensors.values() if tensor.is_floating_point())
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), 1e38])
+def test_a_batch_of_nonsense_is_left_out_and_never_reaches_weights_or_average(data, tmp_path, monkeypatch, poison):
+    """One batch of the second epoch holds values that no picture has: the step is skipped, the rate falls and rises."""
+    config = begin.configure(
+        {"data": str(data), "model": "resnet18", "pretrained": False, "image_size": 32, "epochs": 2, "batch_size": 8,
+         "precision": "float32", "channels_last": True, "ema": 0.9, "clip_norm": 0.0}
+    )  # fmt: skip
+    normalise = task.normalise
+    calls = itertools.count()
+
+    def poisoned(x, preprocess):
+        x = normalise(x, preprocess)
+        return x.index_fill(0, torch.tensor([3]), poison) if next(calls) == 12 else x
+
+    monkeypatch.setattr(task, "normalise", poisoned)
+    run = begin.train(config, tmp_path / "run")
+    _, tensors = checkpoint._read(run / checkpoint.NEWEST)
+    assert any(name.startswith("ema.") for name in tensors)
+    assert all(torch.isfinite(tensor).all() for tensor in tensors.values() if tensor.is_floating_point())
+    assert sum(row.get("skipped", 0) for row in runs.read_metrics(run)) == 1
+    assert "left out, and the rate halved" in (run / "train.log").read_text()
+    assert saved_progress(run)["backoff"] < 1
+
+
+def test_out_of_memory_halves_what_goes_through_at_once_and_keeps_the_batch(data, tmp_path, monkeypatch):
+    """A network without batch norm learns the same from a batch in parts: the weights agree to rounding."""
+    settings = {
+        "data": str(data), "model": "lenet5", "epochs": 2, "batch_size": 8, "precision": "float32",
+        "channels_last": True, "seed": 3,
+    }  # fmt: skip
+    expected = begin.train(begin.configure(settings), tmp_path / "whole")
+    forward = lenet.LeNet5.forward
+
+    def forward_with_little_memory(self, x):
+        if self.training and len(x) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, x)
+
+    monkeypatch.setattr(lenet.LeNet5, "forward", forward_with_little_memory)
+    run = begin.train(begin.configure(settings | {"speed": "off"}), tmp_path / "run")
+    assert saved_progress(run)["micro_batch"] == 2
+    ours, theirs = (load_file(folder / "classifier.safetensors") for folder in (run, expected))
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-5)

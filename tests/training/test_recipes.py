@@ -15,7 +15,7 @@ import yaml
 import lenext
 from lenext.models.pooled import CombinedNetwork, PooledNetwork
 from lenext.models.weights import has_offline_weights
-from lenext.training import loop
+from lenext.training import begin
 from tests.pictures import make_folder
 from tests.training.test_faults import assert_equal_runs, command, wait_for_epoch
 
@@ -30,7 +30,7 @@ def ten(tmp_path_factory):
 def test_the_default_uses_the_packaged_weights_in_two_steps(ten, tmp_path, monkeypatch):
     assert has_offline_weights("tf_efficientnet_lite0"), "the dev extra installs the packaged weights"
     monkeypatch.chdir(ten.parent)
-    run = loop.train(loop.configure({"data": ten.name, "epochs": 2}), tmp_path / "run")
+    run = begin.train(begin.configure({"data": ten.name, "epochs": 2}), tmp_path / "run")
     monkeypatch.chdir(tmp_path)  # the run knows its data from anywhere
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert (config["model"], config["pretrained"], config["image_size"]) == ("tf_efficientnet_lite0", True, 128)
@@ -86,8 +86,8 @@ def test_fine_tuning_changes_the_upper_part_alone_and_resumes_exactly(ten, tmp_p
 
 
 def test_from_scratch_small_pictures_get_a_small_stem_and_are_learned(ten, tmp_path):
-    config = loop.configure({"data": str(ten), "model": "resnet18", "pretrained": False, "epochs": 4, "seed": 1})
-    run = loop.train(config, tmp_path / "run")
+    config = begin.configure({"data": str(ten), "model": "resnet18", "pretrained": False, "epochs": 4, "seed": 1})
+    run = begin.train(config, tmp_path / "run")
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert (config["image_size"], config["arguments"]) == (64, {"stem": "small"})
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -105,8 +105,8 @@ def manifest(tmp_path_factory):
 
 
 def test_recipe_convnext_binary(manifest, tmp_path):
-    config = loop.configure({"recipe": "convnext-tiny-binary", "data": str(manifest), "image_size": 48, "epochs": 3})
-    run = loop.train(config, tmp_path / "run")
+    config = begin.configure({"recipe": "convnext-tiny-binary", "data": str(manifest), "image_size": 48, "epochs": 3})
+    run = begin.train(config, tmp_path / "run")
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     np.testing.assert_allclose([row["lr"] for row in rows], [5e-5, 5e-5 * 0.95, 5e-5 * 0.95**2])
     config = yaml.safe_load((run / "config.yaml").read_text())
@@ -122,22 +122,22 @@ def test_recipe_convnext_binary(manifest, tmp_path):
     top = classifier.predict(manifest.parent / "yes/1.png").top
     assert sum(probability for _, probability in top) == pytest.approx(1)
     assert "27,820,897" in (run / "model.txt").read_text()
-    assert loop.configure({"recipe": "convnext-tiny-binary"}).image_size == 512
-    base = loop.configure({"recipe": "convnext-base-binary"})
+    assert begin.configure({"recipe": "convnext-tiny-binary"}).image_size == 512
+    base = begin.configure({"recipe": "convnext-base-binary"})
     assert (base.model, base.lr, base.batch_size, base.val_fraction) == ("convnext_base", 5e-6, 8, 0.125)
 
 
 def test_recipe_birds(tmp_path):
     birds = make_folder(tmp_path / "birds", ["喜鹊", "麻雀", "燕子", "乌鸦"], 10, size=64)
-    config = loop.configure({"recipe": "resnext50-birds", "data": str(birds), "image_size": 64, "epochs": 1})
-    run = loop.train(config, tmp_path / "run")
+    config = begin.configure({"recipe": "resnext50-birds", "data": str(birds), "image_size": 64, "epochs": 1})
+    run = begin.train(config, tmp_path / "run")
     counts = json.loads((run / "data.json").read_text())["counts"]
     assert set(counts) == {"train", "val"}
     assert all(1 <= counts["val"][name] <= 4 for name in counts["val"])  # 2 of 10, give or take a standard deviation
     model: Any = lenext.load(run).model
     assert model.conv1.bias is not None
     assert model.bn1.eps == 1.001e-5
-    published = loop.configure({"recipe": "resnext50-birds"})
+    published = begin.configure({"recipe": "resnext50-birds"})
     assert (published.lr, published.batch_size, published.epochs, published.seed) == (1e-3, 8, 10, 123)
 
 
@@ -151,7 +151,7 @@ def test_recipe_flowers_with_an_early_stop(tmp_path):
         "batch_size": 4,
         "lr": 1e-9,
     }
-    run = loop.train(loop.configure(settings), tmp_path / "run")
+    run = begin.train(begin.configure(settings), tmp_path / "run")
     rows = (run / "metrics.jsonl").read_text().splitlines()
     assert len(rows) < 8  # at this rate nothing improves, and patience ends it
     assert "stopping" in (run / "train.log").read_text()

@@ -1,0 +1,128 @@
+"""Recipes for a kind of task: settings that belong together, from the papers that found them.
+
+Every setting can be changed by a flag. Times are for two CPU cores.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def auto() -> dict[str, Any]:
+    """`lenext train DATA`: a quick classifier on frozen features, then fine-tuning, within the time budget.
+
+    With pretrained weights on the machine: five minutes on two cores. Without them: plain training, as `fit`. What was
+    chosen, and why, is said and kept in choices.json.
+    """
+    return {"label_smoothing": 0.1, "warmup_epochs": 0.4, "select": "val_loss"}
+
+
+def fit() -> dict[str, Any]:
+    """`lenext train DATA --recipe fit`: plain training of the whole network with augmentation, pretrained or not."""
+    return {}
+
+
+def probe() -> dict[str, Any]:
+    """`lenext train DATA --recipe probe`: a linear classifier on the frozen features of a pretrained network.
+
+    One pass over the pictures and seconds of logistic regression; more views of each picture while the time budget
+    allows. The measure of what the features know.
+    """
+    return {"pretrained": True}
+
+
+def finetune() -> dict[str, Any]:
+    """`lenext train DATA --recipe finetune`: the whole pretrained network, gently, with augmented pictures.
+
+    AdamW with a warm-up and a cosine; layers learn the more slowly the nearer they are to the picture (Clark et al.
+    2020; Bao et al. 2022), and a moving average of the weights is what is kept if it is better.
+    """
+    return {
+        "pretrained": True,
+        "optimizer": "adamw",
+        "weight_decay": 0.05,
+        "layer_decay": 0.8,
+        "warmup_epochs": 0.5,
+        "label_smoothing": 0.1,
+        "ema": 0.99,
+        "augment": "light",
+    }
+
+
+def scratch_small() -> dict[str, Any]:
+    """`lenext train DATA --recipe scratch-small`: a convolutional network from random weights on small pictures.
+
+    For 28 to 64 pixels. ResNet-18 with a 3 x 3 stem that keeps the resolution, Nesterov momentum under a one-cycle
+    rate (Smith and Topin 2017), inputs that grow over the run, label smoothing, and answers averaged over the mirror
+    image.
+    """
+    return {
+        "model": "resnet18",
+        "pretrained": False,
+        "arguments": {"stem": "small"},
+        "epochs": 15,
+        "batch_size": 128,
+        "optimizer": "sgd",
+        "nesterov": True,
+        "lr": 0.2,
+        "weight_decay": 5e-4,
+        "schedule": "one_cycle",
+        "label_smoothing": 0.1,
+        "augment": "light",
+        "views": 2,
+    }
+
+
+def scratch_vit() -> dict[str, Any]:
+    """`lenext train DATA --recipe scratch-vit`: a Vision Transformer from random weights.
+
+    DeiT's recipe (Touvron et al. 2021) at the size of small data: a tiny network of patches of an eighth of the side,
+    AdamW, long warm-up, mixup and CutMix, RandAugment, erasing, stochastic depth and a moving average. Transformers
+    know nothing of pictures beforehand: expect them behind a convolutional network until there are many pictures.
+    """
+    return {
+        "model": "vit_tiny_patch16_224",
+        "pretrained": False,
+        "arguments": {"drop_path": 0.1},
+        "optimizer": "adamw",
+        "lr": 1e-3,
+        "weight_decay": 0.05,
+        "epochs": 100,
+        "warmup_epochs": 5.0,
+        "batch_size": 256,
+        "augment": "standard",
+        "policy": "randaugment",
+        "erasing": 0.25,
+        "mixup": 0.8,
+        "cutmix": 1.0,
+        "label_smoothing": 0.1,
+        "ema": 0.999,
+    }
+
+
+def imagenet() -> dict[str, Any]:
+    """`lenext train imagenet/ --recipe imagenet`: ResNet-50 from random weights, procedure A2 of a current recipe.
+
+    Wightman, Touvron, Jegou 2021, "ResNet strikes back", https://arxiv.org/abs/2110.00476: LAMB at 5e-3 and batches of
+    2,048, sigmoids with binary cross-entropy on mixed targets, mixup 0.1 and CutMix 1.0, RandAugment, repeated
+    augmentation, stochastic depth 0.05, 300 epochs, 79.8 % at 224 as published. Meant for several GPUs: days on one.
+    """
+    return {
+        "model": "resnet50",
+        "pretrained": False,
+        "arguments": {"drop_path": 0.05},
+        "image_size": 224,
+        "optimizer": "lamb",
+        "lr": 5e-3,
+        "weight_decay": 0.02,
+        "loss": "bce",
+        "epochs": 300,
+        "warmup_epochs": 5.0,
+        "batch_size": 2048,
+        "augment": "standard",
+        "policy": "randaugment",
+        "repeats": 4,
+        "mixup": 0.1,
+        "cutmix": 1.0,
+        "clip_norm": 1.0,
+    }

@@ -1,0 +1,225 @@
+"""How a run begins: settings settled, data sound, the run folder made; or an interrupted one taken up again.
+
+`train` and `resume` both end in `loop.fit`, which depends on the run folder alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lenext import config as settings
+from lenext import recipes, runs
+from lenext.classifier import Classifier
+from lenext.config import TrainConfig
+from lenext.data import dataset
+from lenext.data.dataset import Dataset
+from lenext.data.loader import derive_seed
+from lenext.data.samples import Samples
+from lenext.data.sources import absolute
+from lenext.evaluation.lr_figure import draw_lr_search
+from lenext.models.pooled import build_network
+from lenext.training import allocator, devices, loop, prepare, tracking, trial
+from lenext.training.choose import choose
+from lenext.training.depthwise import hasten_depthwise
+from lenext.training.find_lr import Search
+from lenext.training.find_lr import find_lr as find_lr_with
+from lenext.training.interruption import Interruption
+from lenext.training.objective import num_outputs
+
+log = logging.getLogger("lenext")
+
+# What may change when a run goes on: how it is computed, not what.
+CHANGEABLE = ("devices", "nodes", "workers", "cache", "cache_limit", "checkpoint_every", "track")
+
+
+def configure(given: dict[str, Any], file: dict[str, Any] | None = None) -> TrainConfig:
+    """The configuration of what the user gave, over a configuration file, over the recipe, over the defaults."""
+    file = file or {}
+    recipe = given.get("recipe", file.get("recipe", "auto"))
+    return settings.build(recipes.get(recipe), file, given)
+
+
+def train(config: TrainConfig, out: str | Path | None = None, *, started: float | None = None) -> Path:
+    """Train from the beginning; returns the run folder. Nothing is written before data and settings are sound.
+
+    started: when the time budget began, in seconds since the epoch; now if not given.
+    Of several processes, only the first returns; the others end.
+    """
+    started = time.time() if started is None else started
+    data: list[Dataset] = []
+
+    def begin() -> Path:
+        if devices.restarted() and out is not None and runs.is_run(out):
+            return Path(out)
+        return _begin(config, out, data)
+
+    with _running(config) as (fabric, interruption):
+        run = devices.decide(fabric, begin)
+        with _ending(fabric, run):
+            return _go_on(run, fabric, interruption, data[0] if data else None, started)
+
+
+def resume(path: str | Path, changes: dict[str, Any] | None = None) -> Path:
+    """Go on with an interrupted run with the settings it has; a finished run is left as it is.
+
+    changes: settings of CHANGEABLE that are to be other than they were.
+    """
+    fixed = [name for name in changes or {} if name not in CHANGEABLE]
+    if fixed:
+        raise ValueError(
+            f"--resume goes on with the settings of the run; take away {', '.join(sorted(fixed))} "
+            f"(what may change: {', '.join(CHANGEABLE)})"
+        )
+    run = runs.require(path)
+    if runs.is_finished(run):
+        log.info("%s is finished already; nothing to resume", run)
+        return run
+    config = settings.build(runs.read_config(run), changes or {})
+    with _running(config) as (fabric, interruption), _ending(fabric, run):
+        if fabric.is_global_zero:
+            runs.write_config(run, dataclasses.asdict(config))
+        fabric.barrier()
+        return _go_on(run, fabric, interruption, None, time.time())
+
+
+def find_lr(config: TrainConfig, out: str | Path | None = None) -> tuple[Search, Path]:
+    """(what a learning rate range test found, the figure it drew) for a training that would begin with `config`."""
+    with _running(dataclasses.replace(config, devices=1, nodes=1)) as (fabric, _):
+        config, data, _ = settled(config)
+        folder = runs.create(out, "find-lr")
+        classifier = _new_classifier(config, data.samples, {})
+        step = trial.trial_step(folder, config, data, classifier, fabric)
+        search = find_lr_with(step)
+        figure = folder / "find-lr.png"
+        draw_lr_search(search, figure)
+        runs.write_json(
+            folder / "find-lr.json", {name: np.asarray(v).tolist() for name, v in dataclasses.asdict(search).items()}
+        )
+    return search, figure
+
+
+def settled(config: TrainConfig) -> tuple[TrainConfig, Dataset, list[str]]:
+    """(the configuration with everything chosen that the data decides, the data, sentences that say why)."""
+    if config.data is None:
+        raise ValueError("DATA is missing: a folder of pictures (a folder a class), a manifest, shards, or hf:NAME")
+    data = dataset.read(config.data, prepare.data_options(config))
+    prepare.require_sound(data, config.max_unreadable)
+    # The run may be used from elsewhere.
+    config = dataclasses.replace(config, data=absolute(config.data), root=config.root and absolute(config.root))
+    config, choices = choose(config, data.samples)
+    return config, data, choices
+
+
+def _begin(config: TrainConfig, out: str | Path | None, opened: list[Dataset]) -> Path:
+    """The run folder with everything in it that stands before training; the data goes into `opened`."""
+    if out is None and devices.restarts():
+        raise ValueError("with --max-restarts a run has to be found again: give the training an --out FOLDER")
+    config, data, choices = settled(config)
+    opened.append(data)
+    membership = data.membership()
+    classifier = _new_classifier(config, data.samples, dataset.fingerprint(membership))
+    run = runs.create(out, str(config.model if config.recipe in ("auto", "fit") else config.recipe))
+    with runs.logging_to(run):
+        for sentence in choices:
+            log.info("%s", sentence)
+    runs.write_samples(run, membership)
+    runs.write_json(run / "environment.json", runs.environment())
+    runs.write_json(run / "choices.json", choices)
+    prepare.write_data(run, classifier, data.samples, unreadable=[])
+    runs.write_config(run, dataclasses.asdict(config))
+    return run
+
+
+def _go_on(run: Path, fabric: Any, interruption: Interruption, data: Dataset | None, started: float) -> Path:
+    config = settings.build(runs.read_config(run))
+    assert config.data is not None
+    with runs.logging_to(run) if fabric.is_global_zero else contextlib.nullcontext():
+        with fabric.rank_zero_first(local=True):  # what the first finds out, it keeps for the others
+            if data is None:
+                log.info("resuming %s", run)
+                data = dataset.read(config.data, prepare.data_options(config))
+        fingerprint = devices.decide(fabric, lambda: _unchanged(run, data))
+        classifier = _new_classifier(config, data.samples, fingerprint)
+        hasten_depthwise(classifier.model)
+        loop.fit(run, config, data, classifier, fabric, interruption, started)
+    if not fabric.is_global_zero:
+        devices.leave()
+    return run
+
+
+def _unchanged(run: Path, data: Dataset) -> dict[str, str]:
+    """The data's fingerprint, if it is what the run began with; else ValueError."""
+    membership = data.membership()
+    fingerprint = dataset.fingerprint(membership)
+    if fingerprint != runs.read_json(run / runs.DATA)["fingerprint"]:
+        before = runs.read_samples(run)
+        changes = "" if before is None else f" ({dataset.differences(before, membership)})"
+        raise ValueError(
+            f"{data.source} is not what the run {run} began with{changes}. Put it back as it was, or train anew"
+        )
+    return fingerprint
+
+
+def _new_classifier(config: TrainConfig, samples: Samples, fingerprint: dict[str, str]) -> Classifier:
+    """A network with fresh or pretrained weights and what belongs to it, not yet trained."""
+    assert config.loss is not None
+    several = samples.sets is not None
+    architecture = {
+        "name": config.model,
+        "num_outputs": num_outputs(config.loss, len(samples.classes), several),
+        "image_size": config.image_size,
+        "arguments": config.arguments,
+    }
+    torch.manual_seed(derive_seed("weights", config.seed))
+    return Classifier(
+        model=build_network(architecture, pretrained=config.pretrained or False),
+        architecture=architecture,
+        classes=samples.classes,
+        preprocess=prepare.preprocess_of(config),
+        views=config.views or 1,
+        task="multi-label" if several else "single-label",
+        about={
+            "data": config.data,
+            "data_options": prepare.data_options(config).to_dict(),
+            "fingerprint": fingerprint,
+        },
+    )
+
+
+@contextlib.contextmanager
+def _running(config: TrainConfig) -> Iterator[tuple[Any, Interruption]]:
+    """The processes of a training, interruptible."""
+    tracking.require(config.trackers)
+    if config.speed != "off":
+        allocator.keep_memory()
+    with Interruption() as interruption:
+        fabric = devices.launch(
+            config.accelerator, config.devices, config.nodes, config.strategy, freezes=config.freeze > 0
+        )
+        interruption.alone = fabric.world_size == 1
+        try:
+            yield fabric, interruption
+        finally:
+            allocator.release_memory()  # a notebook gets it back
+
+
+@contextlib.contextmanager
+def _ending(fabric: Any, run: Path) -> Iterator[None]:
+    """Ctrl-C anywhere in a run, or the end of another of its processes, says how to go on."""
+    mend = f"go on with: lenext train --resume {run}"
+    try:
+        with devices.together(fabric, mend):
+            yield
+    except KeyboardInterrupt:
+        if not fabric.is_global_zero:
+            devices.leave()
+        raise KeyboardInterrupt(f"what was finished is saved; {mend}") from None
