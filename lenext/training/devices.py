@@ -52,6 +52,8 @@ def launch(accelerator: str, devices: int, nodes: int, strategy: str, *, freezes
     from lightning_fabric import Fabric
 
     device = device_of(accelerator)
+    if device.type == "cuda":  # or cuDNN may take another algorithm when a run goes on
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
     devices, nodes = processes(devices, nodes)
     if device.type == "cuda" and devices > torch.cuda.device_count():
         raise ValueError(f"--devices is {devices}, and this machine has {torch.cuda.device_count()} GPUs")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import time
 from pathlib import Path
@@ -17,6 +18,8 @@ from lenext.training import checkpoint
 from lenext.training.averaging import MovingAverage, TailAverage
 from lenext.training.checkpoint import Checkpoint, Progress
 from lenext.training.sharding import like, whole
+
+log = logging.getLogger("lenext")
 
 # Of the time, for saving; and how soon after one checkpoint the next may come, seconds.
 COST, SOONEST = 0.01, 5.0
@@ -74,6 +77,7 @@ class Keeper:
                 self.best = None
             checkpoint.save(self.run, state, self.progress)
         self.cost, self.last = time.monotonic() - begin, time.monotonic()
+        log.debug("checkpoint: %.2f s", self.cost)
 
     def offer(self, figures: dict[str, float], epoch: int, weights: str) -> bool:
         """Keep the model as it is now if its validation figures are the best; weights: a word for what they are."""

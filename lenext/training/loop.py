@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from lenext import runs, terminal
 from lenext.classifier import Classifier, load
@@ -96,6 +97,8 @@ def fit(
     # ------------------------------------------------------------------------------------ network and optimiser
     task.place(channels_last=bool(config.channels_last), device=fabric.device)
     network, bfloat16 = task.module, config.precision == "bfloat16"
+    if config.sync_batchnorm and fabric.world_size > 1:
+        nn.SyncBatchNorm.convert_sync_batchnorm(network)  # in place: no network is a batch norm itself
     learner = (student(network) if config.teacher else None) or network
     if config.compile:
         learner.compile()
@@ -219,8 +222,8 @@ def fit(
         log.info("best epoch: %d", progress.best_epoch)
         finish_run(run, load(run), samples)
         tracking.write_csv(run)
-        for name in ("confusion-val", "confusion-test"):
-            board.picture(name, run / f"figures/{name}.png", progress.epoch)
+        for name in ("confusion-val", "confusion-test", "classes-val", "classes-test"):
+            board.picture(name, run / f"figures/{name}.png", progress.epoch)  # what there is of them
         board.graph(classifier.model, torch.zeros(1, 3, *[classifier.preprocess.image_size] * 2))
         board.close()
 
