@@ -35,6 +35,7 @@ def messages() -> Iterator[None]:
     handler = _Messages()
     logger.addHandler(handler)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it misses CUDA where nobody has it
     logger.setLevel(logging.INFO)
     logger.propagate = False
     try:

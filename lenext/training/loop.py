@@ -7,6 +7,7 @@ holds everything else: a run that was interrupted between any two steps goes on 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import time
 from pathlib import Path
@@ -36,6 +37,7 @@ from lenext.training.task import Targets, Task, image_task
 from lenext.training.two_steps import quick_then_tuned, takes_two_steps
 
 log = logging.getLogger("lenext")
+eagerly = functools.partial(torch.compiler.set_stance, "force_eager")
 
 
 def fit(
@@ -236,7 +238,8 @@ def validate(task: Task, goal: Goal, targets: Targets, fabric: Any, *, bfloat16:
     figures = torch.zeros(2, dtype=torch.float64, device=fabric.device)
     for inputs, index in task.val.in_order():
         real = index < n
-        with torch.autocast(fabric.device.type, torch.bfloat16, enabled=bfloat16):
+        # A compiled network would be compiled once more for evaluation, which takes longer than it saves.
+        with torch.autocast(fabric.device.type, torch.bfloat16, enabled=bfloat16), eagerly():
             outputs = task.predict(inputs)
         outputs, y = outputs[real.to(outputs.device)], targets(index[real])
         if len(y):

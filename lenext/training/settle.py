@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import logging
 import math
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -34,6 +35,8 @@ MOST_EPOCHS = 100
 TIMED_PIXELS, TIMED_PICTURES = 8 * 224 * 224, (8, 64)
 # Batches in an epoch from which on it pays to look for the best number of workers.
 WORTH_BATCHES = 50
+# Of a step, for making its batch: then nothing is gained by helpers.
+NEXT_TO_NO_TIME = 0.05
 
 
 def goal_of(config: TrainConfig, classifier: Classifier, train_set: Samples) -> Goal:
@@ -106,7 +109,8 @@ def settle(
         micro_batch=micro_batch,
     )
     if task is None and config.workers is None:
-        config = dataclasses.replace(config, workers=_workers(config, make_task, targets, goal, device))
+        workers = _workers(config, make_task, targets, goal, device, speed.images_per_second)
+        config = dataclasses.replace(config, workers=workers)
     if config.epochs is None:
         # A validation picture costs about a third of a training picture: no backward pass.
         work = len(trial.train) * len(index) + trial.val_pictures / 3 / fabric.world_size
@@ -125,6 +129,8 @@ def _arithmetic(
     wanted: dict[str, Any] = {
         "precision": config.precision, "channels_last": config.channels_last, "compile": config.compile,
     }  # fmt: skip
+    if config.start_size is not None and config.compile is None:
+        wanted["compile"] = False  # every size of the input would be compiled anew
     if config.speed == "off":
         # Without timing: what is right everywhere on a CPU, and usual on a GPU.
         gpu = x.device.type == "cuda"
@@ -180,12 +186,13 @@ def _workers(
     targets: Targets,
     goal: Goal,
     device: torch.device,
+    rate: float,
 ) -> int:
     """How many processes should prepare batches: what trains fastest, end to end, over a few real batches."""
     task = make_task(0)
     few = default_workers(device, cached=True)
     cores = default_workers(device, cached=False)
-    if config.speed == "off" or len(task.train) < WORTH_BATCHES:
+    if config.speed == "off" or len(task.train) < WORTH_BATCHES or (few == 0 and _is_fed(task, rate)):
         return few
     task.place(channels_last=bool(config.channels_last), device=device)
     module = copy.deepcopy(task.module).train()
@@ -203,6 +210,17 @@ def _workers(
     )
     log.info("workers: %d (--workers N for another number)", workers)
     return workers
+
+
+def _is_fed(task: Task, rate: float) -> bool:
+    """Whether batches are made in next to no time beside a step at `rate` images/s, without any help."""
+    if not rate:
+        return False
+    batches = task.train.epoch(0)
+    _, index = next(batches)
+    begin = time.perf_counter()
+    next(batches)
+    return time.perf_counter() - begin < NEXT_TO_NO_TIME * len(index) / rate
 
 
 def _key(config: TrainConfig, x: Tensor, wanted: dict[str, Any]) -> dict[str, Any]:
