@@ -55,17 +55,17 @@ def train(config: TrainConfig, out: str | Path | None = None, *, started: float 
     Of several processes, only the first returns; the others end.
     """
     started = time.time() if started is None else started
-    data: list[Dataset] = []
+    opened: list[tuple[Dataset, Classifier]] = []
 
     def begin() -> Path:
         if devices.restarted() and out is not None and runs.is_run(out):
             return Path(out)
-        return _begin(config, out, data)
+        return _begin(config, out, opened)
 
     with _running(config) as (fabric, interruption):
         run = devices.decide(fabric, begin)
         with _ending(fabric, run):
-            return _go_on(run, fabric, interruption, data[0] if data else None, started)
+            return _go_on(run, fabric, interruption, opened[0] if opened else None, started)
 
 
 def resume(path: str | Path, changes: dict[str, Any] | None = None) -> Path:
@@ -119,14 +119,14 @@ def settled(config: TrainConfig) -> tuple[TrainConfig, Dataset, list[str]]:
     return config, data, choices
 
 
-def _begin(config: TrainConfig, out: str | Path | None, opened: list[Dataset]) -> Path:
-    """The run folder with everything in it that stands before training; the data goes into `opened`."""
+def _begin(config: TrainConfig, out: str | Path | None, opened: list[tuple[Dataset, Classifier]]) -> Path:
+    """The run folder with everything in it that stands before training; data and network go into `opened`."""
     if out is None and devices.restarts():
         raise ValueError("with --max-restarts a run has to be found again: give the training an --out FOLDER")
     config, data, choices = settled(config)
-    opened.append(data)
     membership = data.membership()
     classifier = _new_classifier(config, data.samples, dataset.fingerprint(membership))
+    opened.append((data, classifier))
     run = runs.create(out, str(config.model if config.recipe in ("auto", "fit") else config.recipe))
     with runs.logging_to(run):
         for sentence in choices:
@@ -139,16 +139,22 @@ def _begin(config: TrainConfig, out: str | Path | None, opened: list[Dataset]) -
     return run
 
 
-def _go_on(run: Path, fabric: Any, interruption: Interruption, data: Dataset | None, started: float) -> Path:
+def _go_on(
+    run: Path, fabric: Any, interruption: Interruption, opened: tuple[Dataset, Classifier] | None, started: float
+) -> Path:
+    """Train in a run folder; opened: its data and network, where this process has just made it."""
     config = settings.build(runs.read_config(run))
     assert config.data is not None
+    resumed = opened is None
     with runs.logging_to(run) if fabric.is_global_zero else contextlib.nullcontext():
         with fabric.rank_zero_first(local=True):  # what the first finds out, it keeps for the others
-            if data is None:
+            if opened is None:
                 log.info("resuming %s", run)
                 data = dataset.read(config.data, prepare.data_options(config))
-        fingerprint = devices.decide(fabric, lambda: _unchanged(run, data))
-        classifier = _new_classifier(config, data.samples, fingerprint)
+                opened = data, _new_classifier(config, data.samples, runs.read_json(run / runs.DATA)["fingerprint"])
+        data, classifier = opened
+        if devices.decide(fabric, lambda: resumed):
+            devices.decide(fabric, lambda: _require_unchanged(run, data))
         hasten_depthwise(classifier.model)
         loop.fit(run, config, data, classifier, fabric, interruption, started)
     if not fabric.is_global_zero:
@@ -156,17 +162,15 @@ def _go_on(run: Path, fabric: Any, interruption: Interruption, data: Dataset | N
     return run
 
 
-def _unchanged(run: Path, data: Dataset) -> dict[str, str]:
-    """The data's fingerprint, if it is what the run began with; else ValueError."""
+def _require_unchanged(run: Path, data: Dataset) -> None:
+    """ValueError, naming the files, where the data is not what the run began with."""
     membership = data.membership()
-    fingerprint = dataset.fingerprint(membership)
-    if fingerprint != runs.read_json(run / runs.DATA)["fingerprint"]:
+    if dataset.fingerprint(membership) != runs.read_json(run / runs.DATA)["fingerprint"]:
         before = runs.read_samples(run)
         changes = "" if before is None else f" ({dataset.differences(before, membership)})"
         raise ValueError(
             f"{data.source} is not what the run {run} began with{changes}. Put it back as it was, or train anew"
         )
-    return fingerprint
 
 
 def _new_classifier(config: TrainConfig, samples: Samples, fingerprint: dict[str, str]) -> Classifier:

@@ -8,16 +8,12 @@ smoothed with a Gaussian after the test, for a running average would move the cu
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from scipy.ndimage import gaussian_filter1d
-from torch import nn
 
 from lenext import terminal
 
@@ -57,7 +53,7 @@ def find_lr(step: Callable[[float], float], *, lowest: float = 1e-7, highest: fl
     """Train with a rate that rises from `lowest` to `highest`, and say where the loss fell most steeply.
 
     step: takes one training step with the given rate on the next batch, and returns the loss before it; what it
-    changes stays changed, see `restored`. The test ends early when the loss explodes. Raises ValueError if the loss
+    changes stays changed. The test ends early when the loss explodes. Raises ValueError if the loss
     is not finite at the lowest rate.
     """
     if not 0 < lowest < highest < math.inf or steps < 10:
@@ -99,17 +95,3 @@ def _search(rates: np.ndarray, losses: np.ndarray, *, width: float) -> Search:
         return Search(rates, losses, smoothed, None, None)
     steepest = int(np.gradient(smoothed)[: bottom + 1].argmin())
     return Search(rates, losses, smoothed, float(rates[steepest]), float(rates[bottom] / 10))
-
-
-@contextlib.contextmanager
-def restored(network: nn.Module) -> Iterator[None]:
-    """Whatever is done to the network's weights and buffers inside, afterwards they are as before, bit for bit."""
-    tensors = [*itertools.chain(network.parameters(), network.buffers())]
-    before = [tensor.detach().clone() for tensor in tensors]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for tensor, value in zip(tensors, before, strict=True):
-                tensor.copy_(value)
-        network.zero_grad(set_to_none=True)

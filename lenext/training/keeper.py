@@ -65,16 +65,20 @@ class Keeper:
         wait = max(self.cost / COST, SOONEST) if self.every is None else self.every
         return self.fabric.is_global_zero and time.monotonic() - self.last >= wait
 
+    def save_best(self) -> None:
+        """The best model, if it is a new one."""
+        if self.best is not None and self.fabric.is_global_zero:
+            classifier, weights = self.best
+            classifier.save(self.run / runs.CLASSIFIER, weights)
+            self.best = None
+
     def save(self) -> None:
         """The best model, if it is a new one, and a checkpoint. Every process has to take part."""
         begin = time.monotonic()
         extra = {"ema": self.ema.state_dict() if self.ema else {}, "tail": self.tail.state_dict() if self.tail else {}}
         state = checkpoint.state_of(self.classifier.model, self.optimizer, extra)
+        self.save_best()
         if self.fabric.is_global_zero:
-            if self.best is not None:
-                classifier, weights = self.best
-                classifier.save(self.run / runs.CLASSIFIER, weights)
-                self.best = None
             checkpoint.save(self.run, state, self.progress)
         self.cost, self.last = time.monotonic() - begin, time.monotonic()
         log.debug("checkpoint: %.2f s", self.cost)

@@ -31,9 +31,9 @@ from lenext.training.distillation import Goal, student
 from lenext.training.interruption import Interruption
 from lenext.training.keeper import Keeper
 from lenext.training.objective import correct
-from lenext.training.optim import learning_rate, make_optimizer
+from lenext.training.optim import learning_rate
 from lenext.training.step import Step, endure
-from lenext.training.task import Targets, Task, image_task
+from lenext.training.task import AT_LAST, Targets, Task, image_task
 from lenext.training.two_steps import quick_then_tuned, takes_two_steps
 
 log = logging.getLogger("lenext")
@@ -105,10 +105,7 @@ def fit(
     if config.compile:
         learner.compile()
     module = fabric.setup_module(learner)
-    optimizer = make_optimizer(
-        network, config.optimizer, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum,
-        nesterov=config.nesterov, fresh=prepare.fresh_head(config, network), layer_decay=config.layer_decay,
-    )  # fmt: skip
+    optimizer = settle.optimizer_of(config, network)
     ema = MovingAverage(network, config.ema) if config.ema else None
     tail = TailAverage(network) if config.average else None
     keeper = Keeper(
@@ -205,19 +202,23 @@ def fit(
             allocator.release_if_scarce()
         if tail is not None and tail.count:
             with tail.swapped_in():
-                refresh_norms(network, (task.prepare(x, config.epochs) for x, _ in task.train.epoch(0)))
+                refresh_norms(network, (task.prepare(x, AT_LAST) for x, _ in task.train.epoch(0)))
                 figures = validate(task, plain, targets["val"], fabric, bfloat16=bfloat16)
                 if keeper.offer(figures, progress.epoch, f"mean of {tail.count} epochs"):
                     log.info("mean of the last %d epochs: val accuracy %.4f", tail.count, figures["val_accuracy"])
         keeper.save()
     except BaseException as error:
-        board.close(failed=True)
-        if not interruption.has_come(error):
-            raise
         with interruption.held():
-            step.undo()
-            keeper.save()
-        raise KeyboardInterrupt from None
+            interrupted = interruption.has_come(error)
+            if interrupted:
+                step.undo()
+                keeper.save()
+            else:  # a training that diverged leaves the best model it had
+                keeper.save_best()
+        board.close(failed=True)  # after what matters: a server may be slow
+        if interrupted:
+            raise KeyboardInterrupt from None
+        raise
 
     # -------------------------------------------------------------------------------- the best model, measured
     if first:

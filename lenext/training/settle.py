@@ -11,19 +11,20 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lenext import runs
 from lenext.classifier import Classifier, load
 from lenext.config import TrainConfig
 from lenext.data.loader import default_workers
 from lenext.data.samples import Samples
-from lenext.training import devices
+from lenext.training import devices, prepare
 from lenext.training.distillation import Distillation, Goal
 from lenext.training.objective import Objective, make_objective
+from lenext.training.optim import make_optimizer
 from lenext.training.speed import Speed, fastest_arithmetic, fastest_workers, remember, remembered
 from lenext.training.step import is_out_of_memory
-from lenext.training.task import Targets, Task
+from lenext.training.task import AT_LAST, Targets, Task
 from lenext.version import __version__
 
 log = logging.getLogger("lenext")
@@ -72,6 +73,21 @@ def plain_goal(config: TrainConfig, classifier: Classifier) -> Objective:
     return make_objective(config.loss, len(classifier.classes), several=several, focal_gamma=config.focal_gamma)
 
 
+def optimizer_of(config: TrainConfig, network: nn.Module) -> torch.optim.Optimizer:
+    """The optimiser of a network that lies where it will be trained."""
+    assert config.lr is not None
+    return make_optimizer(
+        network,
+        config.optimizer,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        fresh=prepare.fresh_head(config, network),
+        layer_decay=config.layer_decay,
+    )
+
+
 def micro_batch_of(config: TrainConfig, world_size: int) -> int:
     """Pictures that go through the network at once on one device, at most."""
     assert config.batch_size is not None
@@ -99,7 +115,7 @@ def settle(
     trial = task or make_task(0)
     trial.place(channels_last=False, device=device)
     inputs, index = next(iter(trial.train.epoch(0)))
-    x, labels = trial.prepare(inputs, MOST_EPOCHS), targets(index)
+    x, labels = trial.prepare(inputs, AT_LAST), targets(index)
     speed, micro_batch = _arithmetic(config, trial, x, labels, goal, fabric.world_size)
     config = dataclasses.replace(
         config,
@@ -199,7 +215,7 @@ def _workers(
 
     def step(batch: tuple[Any, Tensor]) -> None:
         inputs, index = batch
-        x, labels = task.prepare(inputs, MOST_EPOCHS), targets(index)
+        x, labels = task.prepare(inputs, AT_LAST), targets(index)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
             loss = goal(module(x), labels, x).mean()
         loss.backward()

@@ -89,11 +89,11 @@ class Step:
         x: (B, ...) input. targets: (B,) or (B, K), what is learned. labels: what the pictures show, for the accuracy.
         weights: (B,) of the samples in the loss. seed: of dropout. stop, due: what this process says, see Outcome.
         """
-        self._keep()
         mine = weights.sum()
         share = self.fabric.all_reduce(mine, reduce_op="mean") if self.fabric.world_size > 1 else mine
         weights = weights / share.clamp_min(1e-12)
         while True:
+            self._keep()
             try:
                 figures = self._gradients(x, targets, labels, weights, seed)
                 if self.sharpness is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -20,6 +21,8 @@ from lenext.data.transforms import PRESETS, Augmentation, eval_transform, normal
 
 # Of the run: until when the input grows from start_size to image_size, and in which steps, pixels.
 GROWING, GRAIN = 2 / 3, 4
+# An epoch by which every input has grown, however long the run.
+AT_LAST = sys.maxsize
 
 
 class Source(Protocol):

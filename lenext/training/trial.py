@@ -14,9 +14,8 @@ from lenext.classifier import Classifier
 from lenext.config import TrainConfig
 from lenext.data.dataset import Dataset
 from lenext.training import prepare, settle
-from lenext.training.optim import make_optimizer
 from lenext.training.step import Step
-from lenext.training.task import Targets, image_task
+from lenext.training.task import AT_LAST, Targets, image_task
 
 
 def trial_step(
@@ -33,10 +32,7 @@ def trial_step(
     task = image_task(config, classifier, samples, pictures, rows, workers=config.workers or 0)
     task.place(channels_last=config.channels_last is not False, device=fabric.device)
     module = fabric.setup_module(task.module)
-    optimizer = make_optimizer(
-        task.module, config.optimizer, lr=1.0, weight_decay=config.weight_decay, momentum=config.momentum,
-        nesterov=config.nesterov, fresh=prepare.fresh_head(config, task.module), layer_decay=config.layer_decay,
-    )  # fmt: skip
+    optimizer = settle.optimizer_of(config, task.module)
     targets, weights = Targets(train_set, fabric.device), torch.from_numpy(train_set.weights)
     goal = settle.goal_of(config, classifier, train_set).to(fabric.device)
     step = Step(
@@ -50,7 +46,7 @@ def trial_step(
         inputs, index = next(batches)
         task.module.train()
         labels = targets(index)
-        x = task.prepare(inputs, settle.MOST_EPOCHS)
+        x = task.prepare(inputs, AT_LAST)
         outcome = step.compute(x, labels, labels, weights[index].to(fabric.device), seed=config.seed)
         if not outcome.finite:
             return math.inf

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from lenext.evaluation.lr_figure import draw_lr_search
-from lenext.training.find_lr import find_lr, restored
+from lenext.training.find_lr import find_lr
 
 
 def descend(curvature: float):
@@ -112,7 +112,7 @@ def test_requests_that_make_no_sense_are_refused():
         find_lr(lambda lr: 1.0, lowest=1.0, highest=0.1)
 
 
-def test_a_network_is_as_before_and_its_suggestion_trains_it():
+def test_the_suggestion_trains_a_network_better_than_rates_far_from_it():
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 4))
     x = torch.randn(256, 8)
@@ -129,17 +129,12 @@ def test_a_network_is_as_before_and_its_suggestion_trains_it():
                 parameter.sub_(lr * parameter.grad)
         return loss.item()
 
-    with restored(network):
-        search = find_lr(train)
-        assert not torch.equal(network.state_dict()["0.weight"], before["0.weight"])
-    for name, tensor in network.state_dict().items():
-        assert torch.equal(tensor, before[name]), name
-    assert all(parameter.grad is None for parameter in network.parameters())
+    search = find_lr(train)
     final = {}
     assert search.suggestion is not None
     for factor in (0.01, 1.0, 100.0):
-        with restored(network):
-            final[factor] = [train(factor * search.suggestion) for _ in range(60)][-1]
+        network.load_state_dict(before)
+        final[factor] = [train(factor * search.suggestion) for _ in range(60)][-1]
     assert final[1.0] == min(final.values())
 
 
