@@ -17,8 +17,8 @@ from natsort import natsorted, ns
 
 from lenext import runs, terminal
 from lenext.classifier import Prediction, load
+from lenext.data.dataset import writable
 from lenext.data.decode import EXTENSIONS
-from lenext.evaluation.predictions import writable
 
 log = logging.getLogger("lenext")
 

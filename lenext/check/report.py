@@ -14,14 +14,14 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from lenext import runs
 from lenext.check import Check
 from lenext.check.pictures import KINDS, small
 from lenext.data.check import Finding, effective_number
 from lenext.data.decode import UnreadableImage
 from lenext.data.samples import SPLITS
 from lenext.evaluation.figures import percent
-from lenext.evaluation.fonts import embedded_font, printable
+from lenext.evaluation.fonts import printable
+from lenext.evaluation.page import write_page
 from lenext.terminal import output
 
 STYLES = {"stop": "bold red", "warn": "yellow", "note": "dim"}
@@ -104,23 +104,7 @@ def divided(check: Check) -> bool:
 
 def write_html(check: Check, path: str | Path) -> None:
     """Write the page: self-contained, with thumbnails of what was found."""
-    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=ChoiceLoader([PackageLoader("lenext.check"), PackageLoader("lenext.evaluation")]),
-        autoescape=True,  # class and file names are other people's text
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": percent, "printable": printable}
-    template = environment.get_template("check.html.j2")
-    content = _Page(check).content()
-    page = template.render(content, font=embedded_font([template.render(content, font=None)]))
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # File names may hold bytes that are no text, which UTF-8 cannot write.
-    runs.write_text(path, page.encode("utf-8", "replace").decode("utf-8"))
+    write_page(Path(path), "lenext.check", "check.html.j2", _Page(check).content(), {"percent": percent})
 
 
 class _Page:

@@ -52,7 +52,7 @@ class Dataset:
         digests = [""] * len(samples) if self.scanned is None else [d.tobytes().hex() for d in self.scanned.digests]
         return pa.table(
             {
-                "image": [_printable(name) for name in samples.images],
+                "image": [writable(name) for name in samples.images],
                 "label": [samples.label_text(i) for i in range(len(samples))],
                 "split": [SPLITS[split] for split in samples.splits],
                 "content": digests,
@@ -105,6 +105,6 @@ def _rows(table: pa.Table, split: str | None) -> dict[str, tuple[str, str, str]]
     return {row["image"]: (row["label"], row["split"], row["content"]) for row in rows}
 
 
-def _printable(name: str) -> str:
-    """File names may hold bytes that are no text, which a table of texts cannot."""
+def writable(name: str) -> str:
+    """A file name may hold bytes that are no text, which no file of text can: they are spelled out."""
     return name.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -16,13 +16,13 @@ from torch import Tensor
 from lenext import runs, terminal
 from lenext.classifier import Classifier, Task, load
 from lenext.data import dataset, sources
-from lenext.data.dataset import DataOptions, Dataset
+from lenext.data.dataset import DataOptions, Dataset, writable
 from lenext.data.decode import UnreadableImage
 from lenext.data.samples import SPLITS, Samples
 from lenext.data.transforms import eval_transform
 from lenext.evaluation import figures
 from lenext.evaluation.metrics import evaluate
-from lenext.evaluation.predictions import mistake_title, prediction_rows, surest_mistakes, writable
+from lenext.evaluation.predictions import mistake_title, prediction_rows, surest_mistakes
 from lenext.inference import fastest_backend
 
 log = logging.getLogger("lenext")

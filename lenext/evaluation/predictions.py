@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from lenext.classifier import THRESHOLD
+from lenext.data.dataset import writable
 from lenext.data.samples import Samples
 
 
@@ -40,11 +41,6 @@ def prediction_rows(split: str, samples: Samples, truth: np.ndarray, probabiliti
             row["mistake"] = classes[surest] if wrong else None
             row["confidence"] = float(values[surest]) if wrong else None
     return rows
-
-
-def writable(name: str) -> str:
-    """A file name may hold bytes that are no text, which no file of text can: they are spelled out."""
-    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def surest_mistakes(rows: Sequence[dict[str, Any]], most: int) -> list[int]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from lenext import runs
 from lenext.evaluation.figures import DPI, percent
-from lenext.evaluation.fonts import embedded_font, printable
+from lenext.evaluation.page import write_page
 from lenext.evaluation.predictions import read_mistakes
 
 HEADLINE_SPLITS = ("test", "val")  # the first of these that was evaluated speaks for the run
@@ -21,25 +21,9 @@ def write_report(run: Path) -> Path:
 
     Only config.yaml and data.json are needed.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     run = runs.require(run)
-    environment = Environment(
-        loader=PackageLoader("lenext.evaluation"),
-        autoescape=True,  # class and file names are other people's text
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    filters = (share, score, number, duration, printable)
-    environment.filters |= {function.__name__: function for function in filters}
-    template = environment.get_template("report.html.j2")
-    content = read_content(run)
-    page = template.render(content, font=embedded_font([template.render(content, font=None)]))
-    path = run / "report.html"
-    # File names may hold bytes that are no text, which UTF-8 cannot write.
-    runs.write_text(path, page.encode("utf-8", "replace").decode("utf-8"))
-    return path
+    filters = {function.__name__: function for function in (share, score, number, duration)}
+    return write_page(run / "report.html", "lenext.evaluation", "report.html.j2", read_content(run), filters)
 
 
 def read_content(run: Path) -> dict[str, Any]:

@@ -31,10 +31,9 @@ from filelock import FileLock, Timeout
 from lenext import config, runs, terminal
 from lenext.config import TrainConfig
 from lenext.data import dataset
-from lenext.data.dataset import Dataset
 from lenext.data.loader import derive_seed
 from lenext.data.sources import absolute
-from lenext.training import begin, prepare
+from lenext.training import begin
 from lenext.training.choose import choose
 from lenext.training.interruption import Interruption
 from lenext.tune import report, space, trial
@@ -121,9 +120,7 @@ class _Search:
         base = begin.configure(given)
         if base.recipe == "probe":
             raise ValueError("recipe probe has no epochs whose settings could be searched; choose another, such as fit")
-        self.set: Dataset = dataset.read(data, prepare.data_options(base))
-        prepare.require_sound(self.set, base.max_unreadable)
-        self.defaults, sentences = choose(base, self.set.samples)
+        self.defaults, self.set, sentences = begin.settled(base)
         for sentence in sentences:
             log.info("%s", sentence)
         self.seed = base.seed

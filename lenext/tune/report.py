@@ -14,8 +14,8 @@ from typing import Any
 from lenext import runs
 from lenext.config import TrainConfig
 from lenext.evaluation.figures import percent
-from lenext.evaluation.fonts import embedded_font, printable
 from lenext.evaluation.metrics import accuracy_interval
+from lenext.evaluation.page import write_page
 from lenext.evaluation.report import duration, share
 from lenext.tune import figures, space
 from lenext.tune.space import LR_FACTOR, Space
@@ -120,21 +120,9 @@ def write_html(
     importances: {name in the space: share}, empty where there were too few trials to tell. defaults: the
     configuration without a search. held: the settings that the user gave. validation_pictures: their number.
     """
-    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
-
     top = best(trials)
     assert top is not None
     assert top.score is not None
-    environment = Environment(
-        loader=ChoiceLoader([PackageLoader("lenext.tune"), PackageLoader("lenext.evaluation")]),
-        autoescape=True,  # class and file names are other people's text
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"share": share, "percent": percent, "shown": shown, "duration": duration}
-    environment.filters |= {"printable": printable}
-    template = environment.get_template("tune.html.j2")
     names = {name: "lr" if name == LR_FACTOR else name for name in searched}
     run = folder / "trials" / f"{top.number:04d}"
     first = trials[0] if trials[0].state == "done" else None
@@ -157,10 +145,8 @@ def write_html(
         "evaluate": f"lenext evaluate {shlex.quote(str(run))}",
         "go_on": f"--out {shlex.quote(str(folder))}",
     }
-    page = template.render(content, font=embedded_font([template.render(content, font=None)]))
-    path = folder / PAGE
-    runs.write_text(path, page.encode("utf-8", "replace").decode("utf-8"))
-    return path
+    filters: dict[str, Any] = {"share": share, "percent": percent, "shown": shown, "duration": duration}
+    return write_page(folder / PAGE, "lenext.tune", "tune.html.j2", content, filters)
 
 
 STATES = ("done", "pruned", "diverged", "failed")
