@@ -7,7 +7,8 @@ temperature, the data's fingerprint and the version that wrote it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -22,8 +23,11 @@ from torch import Tensor, nn
 
 from lenext import runs
 from lenext.data.decode import UnreadableImage, decode, to_rgb
+from lenext.data.reading import read_batches
 from lenext.data.transforms import dihedral, eval_transform
-from lenext.inference import Backend, torch_backend
+from lenext.inference.backends import Backend
+from lenext.inference.calibration import training_pictures
+from lenext.inference.choose import CANDIDATES, SAME, WORTH_MEASURING, fastest_backend
 from lenext.models import MODELS, default_preprocess
 from lenext.models.imagenet import class_names
 from lenext.models.pooled import build_network
@@ -35,6 +39,9 @@ BATCH = 32
 THRESHOLD = 0.5  # a picture that may have several classes has those of at least this probability
 Input = str | Path | bytes | Image.Image | np.ndarray
 Task = Literal["single-label", "multi-label"]
+AUTO = "auto"
+UNKNOWN = "unknown"
+log = logging.getLogger("lenext")
 
 
 @dataclass(frozen=True)
@@ -86,50 +93,91 @@ class Classifier:
     about: dict[str, Any] = field(default_factory=dict)
 
     @overload
-    def predict(self, inputs: Input, top_k: int = 5) -> Prediction: ...
+    def predict(
+        self, inputs: Input, top_k: int = 5, *, threshold: float | None = None, backend: str = AUTO
+    ) -> Prediction: ...
     @overload
-    def predict(self, inputs: list[Input] | tuple[Input, ...], top_k: int = 5) -> list[Prediction]: ...
-    def predict(self, inputs: Input | Sequence[Input], top_k: int = 5) -> Prediction | list[Prediction]:
+    def predict(
+        self,
+        inputs: list[Input] | tuple[Input, ...],
+        top_k: int = 5,
+        *,
+        threshold: float | None = None,
+        backend: str = AUTO,
+    ) -> list[Prediction]: ...
+    def predict(
+        self, inputs: Input | Sequence[Input], top_k: int = 5, *, threshold: float | None = None, backend: str = AUTO
+    ) -> Prediction | list[Prediction]:
         """Ranked classes of a picture, or of a list of pictures in the order given.
 
         inputs: a path, encoded bytes, a PIL picture, a uint8 array (H, W, 3) or (H, W), or a list of these.
+        threshold: below this probability the label is "unknown"; of a multi-label classifier, what a label needs.
+        backend: a name of `lenext.inference.backends.NAMES`, or auto: the fastest that agrees, where there are many
+        pictures.
         A picture that cannot be read gets a Prediction with `error`; it never stops the others.
+        Raises ValueError for arguments that make no sense.
+        """
+        several = isinstance(inputs, (list, tuple))
+        pictures: Sequence[Any] = inputs if several else [inputs]  # type: ignore[assignment]
+        answers = list(self.stream(pictures, top_k, threshold=threshold, backend=backend, expected=len(pictures)))
+        return answers if several else answers[0]
+
+    def stream(
+        self,
+        inputs: Iterable[Input],
+        top_k: int = 5,
+        *,
+        threshold: float | None = None,
+        backend: str = AUTO,
+        tolerance: float = SAME,
+        expected: int = WORTH_MEASURING,
+    ) -> Iterator[Prediction]:
+        """Predictions one after the other, read and computed in batches: memory does not grow with the number.
+
+        tolerance: how far the answers of a backend that auto chooses may be from float32, as a share of the outputs'
+        norm. expected: about how many pictures there are; few are not worth looking for a faster backend.
         """
         if top_k < 1:
             raise ValueError(f"top_k is {top_k}; at least the best class must be asked for")
-        if isinstance(inputs, (list, tuple)):
-            return list(self.stream(inputs, top_k))
-        return next(iter(self.stream([inputs], top_k)))  # type: ignore[list-item]
-
-    def stream(self, inputs: Iterable[Input], top_k: int = 5) -> Iterable[Prediction]:
-        """Predictions one after the other, read and computed in batches: memory does not grow with the number."""
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise ValueError(f"threshold is {threshold}; it is a probability between 0 and 1")
         transform = eval_transform(self.preprocess)
-        backend = torch_backend(self.model, self.preprocess)
-        waiting: list[Input] = []
+        run: Backend | None = None
 
-        def answer() -> Iterable[Prediction]:
-            pixels: list[Tensor] = []
-            reasons: list[str | None] = []
-            for item in waiting:
-                try:
-                    pixels.append(transform(_pixels(item, self.preprocess)))
-                    reasons.append(None)
-                except UnreadableImage as error:
-                    reasons.append(str(error))
-            rows = iter(self.probabilities(torch.stack(pixels), backend) if pixels else [])
-            for item, reason in zip(waiting, reasons):
+        def read(item: Input) -> Tensor:
+            return transform(pixels_of(item, self.preprocess))
+
+        for batch in read_batches(inputs, read, BATCH):
+            pictures = [x for _, x in batch if isinstance(x, Tensor)]
+            rows: Iterator[np.ndarray] = iter(())
+            if pictures:
+                x = torch.stack(pictures)
+                run = run or self.backend(backend, x, expected, tolerance)
+                rows = iter(self.probabilities(x, run))
+            for item, outcome in batch:
                 name = str(item) if isinstance(item, (str, Path)) else ""
-                if reason is not None:
-                    yield Prediction(name, None, None, [], reason, [] if self.task == "multi-label" else None)
+                if isinstance(outcome, str):
+                    yield self.failed(name, outcome)
                 else:
-                    yield self._ranked(name, next(rows), top_k)
+                    yield self.ranked(name, next(rows), top_k, threshold)
 
-        for item in inputs:
-            waiting.append(item)
-            if len(waiting) == BATCH:
-                yield from answer()
-                waiting.clear()
-        yield from answer()
+    def backend(self, name: str, sample: Tensor, expected: int, tolerance: float = SAME) -> Backend:
+        """The backend of a name; for auto, the fastest that agrees with float32 on the sample.
+
+        sample: uint8 (B, 3, S, S). expected, tolerance: as `stream` takes them.
+        """
+        name, run = fastest_backend(
+            self.model,
+            self.preprocess,
+            sample,
+            expected * self.views,
+            tolerance=tolerance,
+            only=None if name == AUTO else name,
+            candidates=CANDIDATES,
+            calibration=lambda: training_pictures(self.about, self.preprocess),
+        )
+        log.debug("predicting with %s", name)
+        return run
 
     def logits(self, x: Tensor, backend: Backend) -> np.ndarray:
         """Averaged over the views, before the temperature: uint8 (B, 3, S, S) -> float32 (B, K)."""
@@ -152,13 +200,22 @@ class Classifier:
             raise ValueError(f"--views is {views}; a square has 8 symmetries, so it is a number from 1 to 8")
         self.views = views or self.views
 
-    def _ranked(self, image: str, probabilities: np.ndarray, top_k: int) -> Prediction:
+    def ranked(
+        self, image: str, probabilities: np.ndarray, top_k: int = 5, threshold: float | None = None
+    ) -> Prediction:
+        """The Prediction of a picture from its probabilities (K,)."""
         order = np.argsort(-probabilities, kind="stable")
         top = [(self.classes[i], float(probabilities[i])) for i in order[:top_k]]
-        labels = None
+        label, probability = top[0]
         if self.task == "multi-label":
-            labels = [self.classes[i] for i in order if probabilities[i] >= THRESHOLD]
-        return Prediction(image, *top[0], top, labels=labels)
+            least = THRESHOLD if threshold is None else threshold
+            labels = [self.classes[i] for i in order if probabilities[i] >= least]
+            return Prediction(image, label, probability, top, labels=labels)
+        return Prediction(image, label if probability >= (threshold or 0) else UNKNOWN, probability, top)
+
+    def failed(self, image: str, reason: str) -> Prediction:
+        """The Prediction of a picture that cannot be read."""
+        return Prediction(image, None, None, [], reason, [] if self.task == "multi-label" else None)
 
     def save(self, path: str | Path, weights: dict[str, Tensor] | None = None) -> Path:
         """Write the classifier file, whole or not at all. Raises OSError when the disk is full.
@@ -281,7 +338,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return shifted / shifted.sum(1, keepdims=True)
 
 
-def _pixels(item: Input, preprocess: Preprocess) -> np.ndarray:
+def pixels_of(item: Input, preprocess: Preprocess) -> np.ndarray:
     """uint8 (H, W, 3) of any input."""
     if isinstance(item, (str, Path, bytes)):
         return decode(item, shrink_to=preprocess.resize)

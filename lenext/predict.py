@@ -43,7 +43,7 @@ def run(
     pictures = expand(inputs)
     predictions = []
     with terminal.bar("predicting", len(pictures)) as bar:
-        for prediction in classifier.stream(pictures, top_k):
+        for prediction in classifier.stream(pictures, top_k, expected=len(pictures)):
             predictions.append(replace(prediction, image=writable(prediction.image)))
             bar.advance()
     write(predictions, form, out)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import hashlib
 import json
 import logging
 import math
@@ -59,6 +60,31 @@ def cache_folder(room: str = "") -> Path:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lenext" / room
     except RuntimeError:
         raise OSError("there is no home folder; XDG_CACHE_HOME can name a place") from None
+
+
+def remember(room: str, key: dict[str, Any], value: Any) -> None:
+    """Keep a measurement in a room of the cache folder. key: what it depends on; both in JSON's types."""
+    try:
+        file = _remembered(room, key)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, {"key": key, "value": value})
+    except OSError as error:
+        log.debug("a measurement is not kept: %s", error)
+
+
+def recall(room: str, key: dict[str, Any]) -> Any:
+    """What was measured under this key before; None if nothing was, or the file is damaged."""
+    try:
+        kept = json.loads(_remembered(room, key).read_text(encoding="utf-8"))
+        # As JSON gives it back: tuples are lists there.
+        return kept["value"] if kept["key"] == json.loads(json.dumps(key)) else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _remembered(room: str, key: dict[str, Any]) -> Path:
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+    return cache_folder(room) / f"{name}.json"
 
 
 def is_run(path: str | Path) -> bool:

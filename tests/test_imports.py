@@ -21,6 +21,8 @@ ORDER = [
     {"evaluation", "predict", "recipes", "check"},
     {"training"},
     {"tune"},
+    {"export", "hub"},
+    {"serving"},
     {"demo"},
     {"cli", "__init__"},
 ]

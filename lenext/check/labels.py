@@ -29,7 +29,8 @@ from lenext.data.check import Finding
 from lenext.data.decode import UnreadableImage
 from lenext.data.samples import Samples
 from lenext.data.transforms import eval_transform
-from lenext.inference import Backend, fastest_backend
+from lenext.inference.backends import Backend
+from lenext.inference.choose import fastest_backend
 from lenext.models.pooled import CombinedNetwork, PooledNetwork, choose_taps
 from lenext.models.weights import head_names
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,14 @@ from lenext import runs, terminal
 from lenext.classifier import Classifier, Task, load
 from lenext.data import dataset, sources
 from lenext.data.dataset import DataOptions, Dataset, writable
-from lenext.data.decode import UnreadableImage
+from lenext.data.reading import read_batches
 from lenext.data.samples import SPLITS, Samples
 from lenext.data.transforms import eval_transform
 from lenext.evaluation import figures
 from lenext.evaluation.metrics import evaluate
 from lenext.evaluation.predictions import mistake_title, prediction_rows, surest_mistakes
-from lenext.inference import fastest_backend
+from lenext.inference.backends import Backend
+from lenext.inference.choose import fastest_backend
 
 log = logging.getLogger("lenext")
 BATCH = 32
@@ -38,23 +38,15 @@ def compute_logits(classifier: Classifier, samples: Samples, title: str) -> tupl
     transform = eval_transform(classifier.preprocess)
     reasons: dict[int, str] = {}
     logits = np.full((len(samples), len(classifier.classes)), np.nan, np.float32)
+    backend: Backend | None = None
 
-    def read(index: int) -> Tensor | str:
-        try:
-            return transform(samples.decode(index, shrink_to=classifier.preprocess.resize))
-        except UnreadableImage as error:
-            return str(error)
+    def read(index: int) -> Tensor:
+        return transform(samples.decode(index, shrink_to=classifier.preprocess.resize))
 
-    backend = None
-    with ThreadPoolExecutor(2) as pool, terminal.bar(title, len(samples)) as bar:
-        chunks = [range(i, min(i + BATCH, len(samples))) for i in range(0, len(samples), BATCH)]
-        following = pool.map(read, chunks[0]) if chunks else iter(())
-        for number, chunk in enumerate(chunks):
-            results = list(following)
-            if number + 1 < len(chunks):  # decode the next batch while the network works on this one
-                following = pool.map(read, chunks[number + 1])
-            reasons |= {i: r for i, r in zip(chunk, results) if isinstance(r, str)}
-            good = [(i, r) for i, r in zip(chunk, results) if not isinstance(r, str)]
+    with terminal.bar(title, len(samples)) as bar:
+        for batch in read_batches(range(len(samples)), read, BATCH):
+            reasons |= {i: outcome for i, outcome in batch if isinstance(outcome, str)}
+            good = [(i, outcome) for i, outcome in batch if isinstance(outcome, Tensor)]
             if good:
                 rows, pixels = [i for i, _ in good], torch.stack([x for _, x in good])
                 if backend is None:
@@ -62,7 +54,7 @@ def compute_logits(classifier: Classifier, samples: Samples, title: str) -> tupl
                     name, backend = fastest_backend(classifier.model, classifier.preprocess, pixels, work)
                     log.debug("evaluating with %s", name)
                 logits[rows] = classifier.logits(pixels, backend)
-            bar.advance(len(chunk))
+            bar.advance(len(batch))
     return logits, reasons
 
 

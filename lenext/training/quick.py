@@ -25,7 +25,7 @@ from lenext import runs, terminal
 from lenext.classifier import Classifier
 from lenext.data.loader import Pictures
 from lenext.data.transforms import dihedral, eval_transform, normalise
-from lenext.inference import fastest_backend
+from lenext.inference.choose import fastest_backend
 from lenext.models.pooled import PooledNetwork, choose_taps, pool
 from lenext.preprocess import Preprocess
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
-import json
 import logging
 import math
 import os
@@ -14,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 import torch
@@ -209,31 +206,14 @@ def fastest_workers(
 def remembered(key: dict[str, Any]) -> Speed | None:
     """What was measured under this key before; None if nothing was, or the file is damaged."""
     try:
-        kept = json.loads(_file(key).read_text(encoding="utf-8"))
-        speed = Speed(**kept["speed"])
-        types = get_type_hints(Speed)
-        whole = all(type(getattr(speed, name)) is kind for name, kind in types.items())
-        sound = whole and math.isfinite(speed.images_per_second) and speed.images_per_second > 0
-        return speed if sound and kept["key"] == _plain(key) else None
-    except (OSError, ValueError, TypeError, KeyError):
+        speed = Speed(**runs.recall("speed", key))
+    except TypeError:
         return None
+    types = get_type_hints(Speed)
+    whole = all(type(getattr(speed, name)) is kind for name, kind in types.items())
+    return speed if whole and math.isfinite(speed.images_per_second) and speed.images_per_second > 0 else None
 
 
 def remember(key: dict[str, Any], speed: Speed) -> None:
     """Keep a measurement for the next training of this kind. key: what it depends on, in JSON's types."""
-    try:
-        file = _file(key)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        runs.write_json(file, {"key": _plain(key), "speed": dataclasses.asdict(speed)})
-    except OSError as error:
-        log.debug("the measured speed is not kept: %s", error)
-
-
-def _file(key: dict[str, Any]) -> Path:
-    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
-    return runs.cache_folder("speed") / f"{name}.json"
-
-
-def _plain(key: dict[str, Any]) -> Any:
-    """The key as JSON gives it back: tuples are lists there."""
-    return json.loads(json.dumps(key))
+    runs.remember("speed", key, dataclasses.asdict(speed))

@@ -1,0 +1,202 @@
+"""Ways to run a trained network, by name: a library and an arithmetic, such as openvino-bfloat16.
+
+A backend is a function from uint8 pictures (B, 3, S, S) to float32 outputs (B, K); normalisation is part of it.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lenext.data.transforms import normalise
+from lenext.preprocess import Preprocess
+
+Backend = Callable[[Tensor], Tensor]
+
+PLAIN = "pytorch-float32"
+# Every name, with the package that it needs beside PyTorch.
+NAMES: dict[str, str | None] = {
+    PLAIN: None,
+    "pytorch-bfloat16": None,
+    "compiled-float32": None,
+    "compiled-bfloat16": None,
+    "openvino-float32": "openvino",
+    "openvino-bfloat16": "openvino",
+    "openvino-int8": "nncf",
+    "onnxruntime-float32": "onnxruntime",
+    "onnxruntime-int8": "onnxruntime",
+}
+
+
+class Normalised(nn.Module):
+    """uint8 pictures (B, 3, S, S) -> float32 outputs (B, K)."""
+
+    def __init__(self, model: nn.Module, preprocess: Preprocess) -> None:
+        super().__init__()
+        self.model, self.preprocess = model.eval(), preprocess
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(normalise(x, self.preprocess)).float()
+
+
+def make_backend(name: str, model: nn.Module, preprocess: Preprocess, calibration: Tensor | None = None) -> Backend:
+    """The backend of a name. The model stays as it is.
+
+    calibration: uint8 (N, 3, S, S), pictures of the kind to come, by which an int8 backend sets its scales.
+    Raises ValueError for an unknown name, a missing package, or a network that the library cannot take.
+    """
+    require(name)  # before anything takes time
+    library, _, arithmetic = name.partition("-")
+    if library == "pytorch":
+        return torch_backend(model, preprocess, bfloat16=arithmetic == "bfloat16")
+    if library == "compiled":
+        return torch_backend(model, preprocess, bfloat16=arithmetic == "bfloat16", compiled=True)
+    if arithmetic == "int8" and calibration is None:
+        raise ValueError(f"the backend {name} needs pictures to set its scales by: those that its training had")
+    convert, run = {"openvino": (to_openvino, run_openvino), "onnxruntime": (to_onnx, run_onnx)}[library]
+    try:
+        converted = convert(model, preprocess)
+        if arithmetic == "int8":
+            assert calibration is not None
+            converted = quantise(converted, calibration)
+        return run(converted, bfloat16=arithmetic == "bfloat16")
+    except (MemoryError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0][:200]
+        raise ValueError(f"the backend {name} cannot take this network: {reason}") from error
+
+
+def require(name: str) -> None:
+    """ValueError for a name that there is not, or that this machine lacks a package for."""
+    if name not in NAMES:
+        raise ValueError(f"there is no backend {name!r}; there are auto, {', '.join(NAMES)}")
+    package = NAMES[name]
+    if package is not None and importlib.util.find_spec(package) is None:
+        extra = "fast" if package == "openvino" else "export"
+        raise ValueError(f"the backend {name} needs the package {package}: pip install 'lenext[{extra}]'")
+
+
+# ----------------------------------------------------------------------------------------------------- PyTorch
+
+
+def torch_backend(
+    model: nn.Module, preprocess: Preprocess, *, bfloat16: bool = False, compiled: bool = False
+) -> Backend:
+    """PyTorch where the model's weights are, channels-last, float32 or bfloat16 autocast; eager or compiled."""
+    device = next(model.parameters()).device
+    model = model.eval().to(memory_format=torch.channels_last)
+    network: Any = torch.compile(model, dynamic=True) if compiled else model
+
+    @torch.inference_mode()
+    def run(x: Tensor) -> Tensor:
+        inputs = normalise(x.to(device), preprocess).to(memory_format=torch.channels_last)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            return network(inputs).float().cpu()
+
+    return run
+
+
+# ---------------------------------------------------------------------------------------------------- OpenVINO
+
+
+@functools.cache
+def openvino_core() -> Any:
+    """One for the life of the process: its plugins must outlive everything that was compiled with them."""
+    import openvino
+
+    return openvino.Core()
+
+
+def to_openvino(model: nn.Module, preprocess: Preprocess) -> Any:
+    """The network as an openvino.Model: uint8 (B, 3, S, S) -> (B, K)."""
+    import openvino
+
+    size = preprocess.image_size
+    example = torch.zeros(1, 3, size, size, dtype=torch.uint8)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the tracer announces its own deprecation to users who cannot act on it
+        return openvino.convert_model(Normalised(model, preprocess), example_input=example, input=[-1, 3, size, size])
+
+
+def run_openvino(converted: Any, *, bfloat16: bool = False) -> Backend:
+    """On OpenVINO's CPU plugin."""
+    settings = {"INFERENCE_PRECISION_HINT": "bf16" if bfloat16 else "f32", "PERFORMANCE_HINT": "LATENCY"}
+    compiled = openvino_core().compile_model(converted, "CPU", settings)
+    request = compiled.create_infer_request()
+
+    def run(x: Tensor) -> Tensor:
+        assert compiled is not None  # held as long as its request is: the request alone does not keep it
+        return torch.from_numpy(np.array(request.infer({0: x.numpy()})[0], dtype=np.float32))
+
+    return run
+
+
+# ------------------------------------------------------------------------------------------------ ONNX Runtime
+
+
+def to_onnx(model: nn.Module, preprocess: Preprocess) -> Any:
+    """The network as an onnx.ModelProto: "pictures" uint8 (B, 3, S, S) -> "outputs" (B, K)."""
+    import onnx
+
+    size = preprocess.image_size
+    example = torch.zeros(2, 3, size, size, dtype=torch.uint8)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        path = Path(folder) / "network.onnx"
+        torch.onnx.export(
+            Normalised(model, preprocess),
+            (example,),
+            path,
+            dynamo=True,
+            input_names=["pictures"],
+            output_names=["outputs"],
+            dynamic_shapes={"x": {0: torch.export.Dim("pictures_at_once")}},
+            external_data=False,
+            verbose=False,
+        )
+        return onnx.load(path)
+
+
+def run_onnx(converted: Any, *, bfloat16: bool = False) -> Backend:
+    """On ONNX Runtime's CPU provider, which has no bfloat16."""
+    import onnxruntime
+
+    assert not bfloat16
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(converted.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+
+    def run(x: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {name: x.numpy()})[0].astype(np.float32, copy=False))
+
+    return run
+
+
+# -------------------------------------------------------------------------------------------------------- int8
+
+
+def quantise(converted: Any, calibration: Tensor) -> Any:
+    """An OpenVINO or ONNX network with weights and activations of 8 bits, by nncf's static quantisation.
+
+    calibration: uint8 (N, 3, S, S), by whose activations the scales are set; a few hundred pictures.
+    """
+    import logging
+
+    import nncf
+
+    logging.getLogger("nncf").setLevel(logging.ERROR)
+    onnx = not hasattr(converted, "get_parameters")  # an openvino.Model has them
+    name = converted.graph.input[0].name if onnx else 0
+    pictures: Sequence[Any] = [{name: x[None].numpy()} for x in calibration]
+    return nncf.quantize(converted, nncf.Dataset(pictures), subset_size=len(pictures))

@@ -1,0 +1,118 @@
+"""The fastest backend whose answers agree with plain PyTorch in float32, by measurement on real pictures.
+
+The choice is kept in the user's cache folder, by machine and network, so that the next command begins at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lenext import runs
+from lenext.inference.backends import NAMES, PLAIN, Backend, make_backend, torch_backend
+from lenext.preprocess import Preprocess
+from lenext.version import __version__
+
+log = logging.getLogger("lenext")
+
+# Converting and compiling a network costs seconds; below this number of pictures plain PyTorch is done earlier.
+WORTH_MEASURING = 200
+# Answers of different backends may differ by this share of the outputs' norm. float32 backends differ by a millionth;
+# many networks stay below a hundredth in bfloat16, those with narrow linear bottlenecks (MobileNet's) do not.
+SAME = 1e-3
+CLOSE = 1e-2
+# Tried in this order. Compiling with PyTorch takes minutes and int8 needs pictures: both only by name.
+CANDIDATES = ("openvino-float32", "openvino-bfloat16", "onnxruntime-float32", PLAIN, "pytorch-bfloat16")
+ROUNDS = 3
+
+
+def fastest_backend(
+    model: nn.Module,
+    preprocess: Preprocess,
+    sample: Tensor,
+    pictures: int,
+    *,
+    tolerance: float = CLOSE,
+    only: str | None = None,
+    candidates: Sequence[str] = CANDIDATES[:2],
+    calibration: Callable[[], Tensor] | None = None,
+) -> tuple[str, Backend]:
+    """(name, backend) of the fastest backend whose outputs agree with float32 PyTorch.
+
+    sample: uint8 (B, 3, S, S), real pictures. pictures: how many there are to run; few are not worth measuring.
+    tolerance: largest error allowed, as a share of the outputs' norm.
+    only: the name of the backend to take without measuring. candidates: names to measure; those whose package is
+    missing are passed over. calibration: gives uint8 (N, 3, S, S), the pictures by which an int8 backend, which is
+    taken only by name, sets its scales.
+    Agreement is measured on a few pictures, speed on the whole sample. Raises ValueError for an unknown name in `only`.
+    """
+    plain = torch_backend(model, preprocess)
+    if only is not None:
+        pictures_of_training = calibration() if only.endswith("int8") and calibration else None
+        return only, make_backend(only, model, preprocess, pictures_of_training)
+    if next(model.parameters()).device.type != "cpu" or pictures < WORTH_MEASURING:
+        return PLAIN, plain
+    key = _key(model, preprocess, sample, tolerance, candidates)
+    known = runs.recall("backends", key)
+    if known in NAMES:
+        try:
+            return known, make_backend(known, model, preprocess)
+        except ValueError as error:  # the package that it needs has gone
+            log.debug("%s", error)
+    few = sample[:4]
+    reference = plain(few)
+    found = [name for name in candidates if NAMES[name] is None or importlib.util.find_spec(NAMES[name] or "")]
+    if not any(name.startswith("openvino") for name in found):
+        found += [name for name in (PLAIN, "pytorch-bfloat16") if name not in found]
+    best, best_backend, least = PLAIN, plain, float("inf")
+    for name in found:
+        try:
+            backend = plain if name == PLAIN else make_backend(name, model, preprocess)
+        except ValueError as error:  # a network that cannot be converted still runs in PyTorch
+            log.debug("%s", error)
+            continue
+        difference = float((backend(few) - reference).norm() / reference.norm().clamp_min(1e-6))
+        seconds = min(_seconds(backend, sample) for _ in range(ROUNDS))
+        log.debug("%s: %.0f images/s, difference %.1e", name, len(sample) / seconds, difference)
+        if difference <= tolerance and seconds < least:
+            best, best_backend, least = name, backend, seconds
+    runs.remember("backends", key, best)
+    return best, best_backend
+
+
+def _seconds(backend: Backend, sample: Tensor) -> float:
+    begin = time.perf_counter()
+    backend(sample)
+    return time.perf_counter() - begin
+
+
+# ------------------------------------------------------------------------------------------------------ memory
+
+
+def _key(
+    model: nn.Module, preprocess: Preprocess, sample: Tensor, tolerance: float, candidates: Sequence[str]
+) -> dict[str, Any]:
+    """What a choice depends on: machine, packages and the network itself, of whose weights a few stand for all."""
+    weights = hashlib.sha256(str(model).encode())
+    for parameter in model.parameters():
+        weights.update(parameter.detach().flatten()[:16].float().numpy().tobytes())
+    return {
+        "lenext": __version__,
+        "torch": torch.__version__,
+        "processor": runs.processor_name(),
+        "cores": os.cpu_count(),
+        "packages": sorted(name for name in set(NAMES.values()) - {None} if importlib.util.find_spec(str(name))),
+        "network": weights.hexdigest(),
+        "preprocess": preprocess.to_dict(),
+        "sample": list(sample.shape),
+        "tolerance": tolerance,
+        "candidates": list(candidates),
+    }
