@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -28,7 +28,7 @@ from lenext.data.transforms import dihedral, eval_transform
 from lenext.inference.backends import Backend
 from lenext.inference.calibration import training_pictures
 from lenext.inference.choose import CANDIDATES, SAME, WORTH_MEASURING, fastest_backend
-from lenext.models import MODELS, default_preprocess
+from lenext.models import MODELS, default_preprocess, hub
 from lenext.models.imagenet import class_names
 from lenext.models.pooled import build_network
 from lenext.preprocess import Preprocess
@@ -81,6 +81,7 @@ class Classifier:
     views: how many of the eight symmetries of the square are averaged for a prediction: 1, 2 (mirror) up to 8.
     temperature: divides the logits, so that probabilities mean what they say.
     about: anything worth keeping, such as the data's fingerprint and the validation figures.
+    running: the name of the backend that gave the latest answers, "" before the first.
     """
 
     model: nn.Module
@@ -91,6 +92,7 @@ class Classifier:
     views: int = 1
     temperature: float = 1.0
     about: dict[str, Any] = field(default_factory=dict)
+    running: str = field(default="", init=False, compare=False)
 
     @overload
     def predict(
@@ -131,11 +133,13 @@ class Classifier:
         backend: str = AUTO,
         tolerance: float = SAME,
         expected: int = WORTH_MEASURING,
+        pixels: Callable[[Any, Preprocess], np.ndarray] | None = None,
     ) -> Iterator[Prediction]:
         """Predictions one after the other, read and computed in batches: memory does not grow with the number.
 
         tolerance: how far the answers of a backend that auto chooses may be from float32, as a share of the outputs'
         norm. expected: about how many pictures there are; few are not worth looking for a faster backend.
+        pixels: instead of `pixels_of`, for inputs that it does not know; called in several threads.
         """
         if top_k < 1:
             raise ValueError(f"top_k is {top_k}; at least the best class must be asked for")
@@ -145,7 +149,7 @@ class Classifier:
         run: Backend | None = None
 
         def read(item: Input) -> Tensor:
-            return transform(pixels_of(item, self.preprocess))
+            return transform((pixels or pixels_of)(item, self.preprocess))
 
         for batch in read_batches(inputs, read, BATCH):
             pictures = [x for _, x in batch if isinstance(x, Tensor)]
@@ -177,6 +181,7 @@ class Classifier:
             calibration=lambda: training_pictures(self.about, self.preprocess),
         )
         log.debug("predicting with %s", name)
+        self.running = name
         return run
 
     def logits(self, x: Tensor, backend: Backend) -> np.ndarray:
@@ -252,16 +257,18 @@ def save_tensors(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str
 def load(path: str | Path, language: str | None = None) -> Classifier:
     """The classifier of a run folder or of a classifier file; or a network of the zoo with its ImageNet weights.
 
-    path: a folder, a file, or a name of `lenext.list_models()` for the 1,000 classes of ImageNet.
+    path: a folder, a file, hf:USER/NAME for one that `lenext push` put on the Hugging Face Hub, or a name of
+    `lenext.list_models()` for the 1,000 classes of ImageNet.
     language: of the ImageNet class names, "en" (the default) or "zh"; a classifier of one's own has its own names.
 
-    Raises ValueError for anything else: a missing file, a folder without one, a pickle, a file cut short.
+    Raises ValueError for anything else: a missing file, a folder without one, a pickle, a file cut short; OSError
+    where the Hub cannot be reached.
     """
     if str(path) in MODELS and not Path(path).exists():
         return imagenet_classifier(str(path), language or "en")
     if language is not None:
         raise ValueError(f"{path} has class names of its own; language is for networks with ImageNet weights")
-    path = Path(path)
+    path = hub.download(str(path), runs.CLASSIFIER) if str(path).startswith(hub.PREFIX) else Path(path)
     if path.is_dir():
         runs.require(path)
         if not (path / runs.CLASSIFIER).is_file():

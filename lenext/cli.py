@@ -20,8 +20,10 @@ from lenext.version import __version__
 
 DESCRIPTION = "Image classification, from a folder of photos to a trained, evaluated, explained classifier."
 VIEWS = "Mirrored and turned versions of a picture, 1 to 8, that an answer averages (default: as trained)"
+LICENSE = "Licence as the Hub names it, such as apache-2.0 or cc-by-4.0 (default: none is named)"
 Output = Literal["table", "json"]
-PredictOutput = Literal["table", "json", "csv", "parquet"]
+ExportFormat = Literal["onnx", "openvino", "torch"]
+PredictOutput = Literal["table", "json", "jsonl", "csv", "parquet"]
 Language = Literal["en", "zh"]
 
 
@@ -113,15 +115,87 @@ def build_parser() -> ArgumentParser:
     predict.add_argument(
         "run", type=str, help="Run folder, classifier file, or the name of a network with ImageNet weights"
     )
-    predict.add_argument("paths", nargs="+", type=str, help="Pictures, folders of pictures, or patterns like 'a/*.jpg'")
+    predict.add_argument(
+        "paths", nargs="+", type=str, help="Pictures, folders of pictures, patterns like 'a/*.jpg', or URLs"
+    )
     predict.add_argument("--top-k", type=int, default=5, help="Number of classes in each answer")
     predict.add_argument("--format", type=PredictOutput, default="table", help="Form of the answer")
-    predict.add_argument("--out", type=str | None, default=None, help="File for the answer (default: standard output)")
+    predict.add_argument(
+        "--out", type=str | None, default=None, help="File for the answer; an interrupted command goes on where it was "
+        "(default: standard output)",
+    )  # fmt: skip
+    predict.add_argument(
+        "--threshold", type=float | None, default=None, help="Probability below which the answer is 'unknown', or a "
+        "picture of several labels does not have one (default: none; 0.5 for several labels)",
+    )  # fmt: skip
+    predict.add_argument(
+        "--save-pictures", type=str | None, default=None, metavar="FOLDER", help="New folder for the pictures with "
+        "their answers as titles",
+    )  # fmt: skip
+    predict.add_argument(
+        "--allow-urls", type=bool, nargs="?", const=True, default=False, help="Fetch URLs, from public addresses only"
+    )
+    predict.add_argument("--backend", type=str, default="auto", help="Way to run the network, or auto: the fastest")
+    predict.add_argument(
+        "--tolerance",
+        type=float,
+        default=0.001,
+        help="How far from float32 the fastest may be, as a share of the outputs' norm",
+    )
     predict.add_argument(
         "--language", type=Language | None, default=None, help="Of the ImageNet class names (default: en)"
     )
     predict.add_argument("--views", type=int | None, default=None, help=VIEWS)
     commands.add_subcommand("predict", predict, help="name the classes of pictures")
+
+    serve = _command("Answer over HTTP and show a web page, until Ctrl-C.")
+    serve.add_argument(
+        "runs", nargs="+", type=str, metavar="RUN", help="Run folders, classifier files, networks; first is the default"
+    )
+    serve.add_argument("--host", type=str, default="127.0.0.1", help="Address to listen on; 0.0.0.0 for all networks")
+    serve.add_argument("--port", type=int, default=8000, help="Port to listen on, 0 for any that is free")
+    serve.add_argument(
+        "--api-key", type=str | None, default=None, help="Key that senders must know (or set LENEXT_API_KEY)"
+    )
+    serve.add_argument(
+        "--allow-urls", type=bool, nargs="?", const=True, default=False, help="Fetch pictures from public addresses too"
+    )
+    serve.add_argument("--max-upload", type=float, default=20, help="Largest request, megabytes")
+    serve.add_argument("--queue", type=int, default=1024, help="Pictures that may wait; more are told to come again")
+    serve.add_argument("--backend", type=str, default="auto", help="Way to run the network, or auto: the fastest")
+    serve.add_argument(
+        "--tolerance",
+        type=float,
+        default=0.001,
+        help="How far from float32 the fastest may be, as a share of the outputs' norm",
+    )
+    serve.add_argument("--views", type=int | None, default=None, help=VIEWS)
+    serve.add_argument(
+        "--no-page", type=bool, nargs="?", const=True, default=False, help="Only the HTTP API, no web page"
+    )
+    commands.add_subcommand("serve", serve, help="answer over HTTP, with a web page")
+
+    export = _command("Write a classifier for other runtimes, and replay real pictures to see that it answers the same.")
+    export.add_argument("run", type=str, help="Run folder, classifier file, or a network with ImageNet weights")
+    export.add_argument("--format", type=ExportFormat, required=True, help="ONNX, OpenVINO or torch.export")
+    export.add_argument(
+        "--int8", type=bool, nargs="?", const=True, default=False,
+        help="Weights and activations of 8 bits, scaled by training pictures; not for torch",
+    )  # fmt: skip
+    export.add_argument("--out", type=str | None, default=None, help="Folder (default: RUN/export/<format>[-int8])")
+    export.add_argument(
+        "--min-agreement",
+        type=float | None,
+        default=None,
+        help="Share of the pictures with the same answer, 0 to 1, below which it fails (default: 0.99, int8: 0.95)",
+    )
+    export.add_argument(
+        "--pictures", type=int | None, default=None, help="Validation pictures to replay, 0 for none (default: all)"
+    )
+    export.add_argument(
+        "--data", type=str | None, default=None, help="Where the pictures are now, or others (default: the run's own)"
+    )
+    commands.add_subcommand("export", export, help="write a classifier for other runtimes")
 
     check = _command("Look for what would spoil a training: broken, double, mislabelled and badly taken pictures.")
     check.add_argument("data", type=str, help="Folder, manifest, data set as it is distributed, shards, or hf:NAME")
@@ -177,6 +251,19 @@ def build_parser() -> ArgumentParser:
         if name not in ("data", "model", "time_budget"):
             tune.add_argument(f"--{name.replace('_', '-')}", type=kind | None, default=None, help=f"Held fixed: {text}")
     commands.add_subcommand("tune", tune, help="search for the best settings")
+
+    card = _command("Write the model card of a run: what it is, how good, how it was made and what its limits are.")
+    card.add_argument("run", type=str, help="Run folder")
+    card.add_argument("--out", type=str | None, default=None, help="File for the card (default: standard output)")
+    card.add_argument("--license", type=str | None, default=None, help=LICENSE)
+    commands.add_subcommand("card", card, help="write a model card")
+
+    push = _command("Put a run's classifier and its model card on the Hugging Face Hub; predictions and pictures stay.")
+    push.add_argument("run", type=str, help="Run folder")
+    push.add_argument("address", type=str, metavar="hf:USER/NAME", help="Where to; made where there is none")
+    push.add_argument("--private", type=bool, nargs="?", const=True, default=False, help="Nobody else may read it")
+    push.add_argument("--license", type=str | None, default=None, help=LICENSE)
+    commands.add_subcommand("push", push, help="publish a classifier")
 
     models = _command("List the architectures, or show one layer by layer.")
     models.add_argument("name", nargs="?", type=str, default=None, help="Architecture to show")
@@ -243,16 +330,30 @@ def _predict(args: Namespace) -> int:
 
     given = _given(args)
     with terminal.messages():
-        answered = predict.run(
-            given["run"],
-            given["paths"],
-            top_k=given.get("top_k", 5),
-            form=given.get("format", "table"),
-            out=given.get("out"),
-            language=given.get("language"),
-            views=given.get("views"),
-        )
+        answered = predict.run(given.pop("run"), given.pop("paths"), form=given.pop("format", "table"), **given)
     return 0 if answered else 1
+
+
+def _serve(args: Namespace) -> int:
+    from lenext import terminal
+    from lenext.serving import command
+
+    given = _given(args)
+    with terminal.messages():
+        return command.run(
+            given.pop("runs"), key=given.pop("api_key", None), page=not given.pop("no_page", False), **given
+        )
+
+
+def _export(args: Namespace) -> int:
+    from lenext import terminal
+    from lenext.export import command
+
+    given = _given(args)
+    with terminal.messages():
+        folder = command.run(given.pop("run"), given.pop("format"), **given)
+    terminal.output.print(f"exported to {folder}", markup=False)
+    return 0
 
 
 def _check(args: Namespace) -> int:
@@ -281,6 +382,26 @@ def _tune(args: Namespace) -> int:
     return 0 if found else 1
 
 
+def _card(args: Namespace) -> int:
+    from lenext.hub import card
+
+    given = _given(args)
+    sys.stdout.write(card.command(given.pop("run"), **given) or "")
+    return 0
+
+
+def _push(args: Namespace) -> int:
+    from lenext import terminal
+    from lenext.hub import push
+
+    given = _given(args)
+    run, address = given.pop("run"), given.pop("address")
+    with terminal.messages():
+        page = push.command(run, address, **given)
+    sys.stdout.write(f"{page}\nnext         lenext predict {address} PICTURE...\n")
+    return 0
+
+
 def _models(args: Namespace) -> int:
     from lenext import terminal
 
@@ -293,8 +414,12 @@ COMMANDS = {
     "train": _train,
     "evaluate": _evaluate,
     "predict": _predict,
+    "serve": _serve,
+    "export": _export,
     "check": _check,
     "tune": _tune,
+    "card": _card,
+    "push": _push,
     "models": _models,
 }
 

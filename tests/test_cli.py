@@ -69,7 +69,7 @@ def test_every_command_has_help_with_defaults(command, capsys):
         (["train", "x", "--config", "none.yaml"], "none.yaml cannot be read"),
         (["predict", "run"], "missing: PATHS"),
         (["predict", "no/such/run", "a.png"], "no/such/run does not exist"),
-        (["predict", "x", "a.png", "--format", "xml"], "--format: 'xml' is not one of table, json, csv, parquet"),
+        (["predict", "x", "a.png", "--format", "xml"], "'xml' is not one of table, json, jsonl, csv, parquet"),
         (["evaluate", "no/such/run"], "no/such/run does not exist"),
         (["models", "resnet81"], "resnet18"),
         (["predict", "alexnet", "a.png"], "no public ImageNet weights of alexnet"),

@@ -32,9 +32,12 @@ def read_batches(
             return item, str(error)
 
     remaining = iter(items)
-    with ThreadPoolExecutor(THREADS) as pool:
+    pool = ThreadPoolExecutor(THREADS)
+    try:
         following = [pool.submit(attempt, item) for item in islice(remaining, size)]
         while following:
             current = following
             following = [pool.submit(attempt, item) for item in islice(remaining, size)]
             yield [task.result() for task in current]
+    finally:  # of one that is left early, what nobody waits for is not begun any more
+        pool.shutdown(cancel_futures=True)

@@ -5,8 +5,10 @@ A backend is a function from uint8 pictures (B, 3, S, S) to float32 outputs (B, 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
+import io
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
@@ -64,10 +66,10 @@ def make_backend(name: str, model: nn.Module, preprocess: Preprocess, calibratio
         raise ValueError(f"the backend {name} needs pictures to set its scales by: those that its training had")
     convert, run = {"openvino": (to_openvino, run_openvino), "onnxruntime": (to_onnx, run_onnx)}[library]
     try:
-        converted = convert(model, preprocess)
+        converted = convert(Normalised(model, preprocess), preprocess.image_size)
         if arithmetic == "int8":
             assert calibration is not None
-            converted = quantise(converted, calibration)
+            converted = quantise(converted, calibration, transformer=is_transformer(model))
         return run(converted, bfloat16=arithmetic == "bfloat16")
     except (MemoryError, KeyboardInterrupt):
         raise
@@ -117,15 +119,14 @@ def openvino_core() -> Any:
     return openvino.Core()
 
 
-def to_openvino(model: nn.Module, preprocess: Preprocess) -> Any:
-    """The network as an openvino.Model: uint8 (B, 3, S, S) -> (B, K)."""
+def to_openvino(network: nn.Module, size: int) -> Any:
+    """A network from uint8 (B, 3, size, size) to (B, K) as an openvino.Model."""
     import openvino
 
-    size = preprocess.image_size
     example = torch.zeros(1, 3, size, size, dtype=torch.uint8)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the tracer announces its own deprecation to users who cannot act on it
-        return openvino.convert_model(Normalised(model, preprocess), example_input=example, input=[-1, 3, size, size])
+        return openvino.convert_model(network.eval(), example_input=example, input=[-1, 3, size, size])
 
 
 def run_openvino(converted: Any, *, bfloat16: bool = False) -> Backend:
@@ -144,23 +145,30 @@ def run_openvino(converted: Any, *, bfloat16: bool = False) -> Backend:
 # ------------------------------------------------------------------------------------------------ ONNX Runtime
 
 
-def to_onnx(model: nn.Module, preprocess: Preprocess) -> Any:
-    """The network as an onnx.ModelProto: "pictures" uint8 (B, 3, S, S) -> "outputs" (B, K)."""
+def to_onnx(network: nn.Module, size: int) -> Any:
+    """A network from uint8 (B, 3, size, size) to (B, K) as an onnx.ModelProto, from "pictures" to "outputs"."""
+    example = torch.zeros(2, 3, size, size, dtype=torch.uint8)
+    return onnx_of(network, example, {0: "pictures_at_once"}, ("pictures", "outputs"))
+
+
+def onnx_of(module: nn.Module, example: Tensor, dimensions: dict[int, str], names: tuple[str, str]) -> Any:
+    """A module of one tensor as an onnx.ModelProto.
+
+    dimensions: those of its input that may have any length, with their names. names: of input and output.
+    """
     import onnx
 
-    size = preprocess.image_size
-    example = torch.zeros(2, 3, size, size, dtype=torch.uint8)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         path = Path(folder) / "network.onnx"
         torch.onnx.export(
-            Normalised(model, preprocess),
+            module.eval(),
             (example,),
             path,
             dynamo=True,
-            input_names=["pictures"],
-            output_names=["outputs"],
-            dynamic_shapes={"x": {0: torch.export.Dim("pictures_at_once")}},
+            input_names=[names[0]],
+            output_names=[names[1]],
+            dynamic_shapes=({place: torch.export.Dim(name) for place, name in dimensions.items()},),
             external_data=False,
             verbose=False,
         )
@@ -186,10 +194,11 @@ def run_onnx(converted: Any, *, bfloat16: bool = False) -> Backend:
 # -------------------------------------------------------------------------------------------------------- int8
 
 
-def quantise(converted: Any, calibration: Tensor) -> Any:
+def quantise(converted: Any, calibration: Tensor, *, transformer: bool = False) -> Any:
     """An OpenVINO or ONNX network with weights and activations of 8 bits, by nncf's static quantisation.
 
     calibration: uint8 (N, 3, S, S), by whose activations the scales are set; a few hundred pictures.
+    transformer: whether the network has the single large activations of transformers, which are then evened out.
     """
     import logging
 
@@ -199,4 +208,11 @@ def quantise(converted: Any, calibration: Tensor) -> Any:
     onnx = not hasattr(converted, "get_parameters")  # an openvino.Model has them
     name = converted.graph.input[0].name if onnx else 0
     pictures: Sequence[Any] = [{name: x[None].numpy()} for x in calibration]
-    return nncf.quantize(converted, nncf.Dataset(pictures), subset_size=len(pictures))
+    kind = nncf.ModelType.TRANSFORMER if transformer else None
+    with contextlib.redirect_stdout(io.StringIO()):  # its progress bars have no switch
+        return nncf.quantize(converted, nncf.Dataset(pictures), subset_size=len(pictures), model_type=kind)
+
+
+def is_transformer(model: nn.Module) -> bool:
+    """Whether single activations are far larger than the rest, as layer normalisation lets them grow."""
+    return any(isinstance(module, nn.LayerNorm) for module in model.modules())

@@ -60,13 +60,8 @@ def fastest_backend(
         return only, make_backend(only, model, preprocess, pictures_of_training)
     if next(model.parameters()).device.type != "cpu" or pictures < WORTH_MEASURING:
         return PLAIN, plain
-    key = _key(model, preprocess, sample, tolerance, candidates)
-    known = runs.recall("backends", key)
-    if known in NAMES:
-        try:
-            return known, make_backend(known, model, preprocess)
-        except ValueError as error:  # the package that it needs has gone
-            log.debug("%s", error)
+    if known := remembered_backend(model, preprocess, sample, tolerance=tolerance, candidates=candidates):
+        return known
     few = sample[:4]
     reference = plain(few)
     found = [name for name in candidates if NAMES[name] is None or importlib.util.find_spec(NAMES[name] or "")]
@@ -84,8 +79,30 @@ def fastest_backend(
         log.debug("%s: %.0f images/s, difference %.1e", name, len(sample) / seconds, difference)
         if difference <= tolerance and seconds < least:
             best, best_backend, least = name, backend, seconds
-    runs.remember("backends", key, best)
+    runs.remember("backends", _key(model, preprocess, sample, tolerance, candidates), best)
     return best, best_backend
+
+
+def remembered_backend(
+    model: nn.Module,
+    preprocess: Preprocess,
+    sample: Tensor,
+    *,
+    tolerance: float = CLOSE,
+    candidates: Sequence[str] = CANDIDATES,
+) -> tuple[str, Backend] | None:
+    """(name, backend) of what `fastest_backend` found on this machine before; None where it has not looked yet.
+
+    sample: uint8 (B, 3, S, S); what it shows does not matter.
+    """
+    known = runs.recall("backends", _key(model, preprocess, sample, tolerance, candidates))
+    if known not in NAMES:
+        return None
+    try:
+        return known, make_backend(known, model, preprocess)
+    except ValueError as error:  # the package that it needs has gone
+        log.debug("%s", error)
+        return None
 
 
 def _seconds(backend: Backend, sample: Tensor) -> float:

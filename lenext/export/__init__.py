@@ -1,0 +1,1 @@
+"""Taking a classifier elsewhere: other runtimes, with the preprocessing inside, replayed on real files."""

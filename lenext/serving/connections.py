@@ -1,0 +1,99 @@
+"""Connections that cannot be held for nothing: limits on how many there are, and on how long they take.
+
+uvicorn waits for ever for the headers of a request and for a reader who does not read. Here both end, and what is
+refused before there is a request is refused in JSON as everything else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from http import HTTPStatus
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+HEADER_SECONDS = 10.0
+READER_SECONDS = 20.0
+MOST_HEADER_BYTES = 65_536
+MOST_CONNECTIONS = 2048
+
+
+class Connection(HttpToolsProtocol):
+    """uvicorn's protocol with these limits."""
+
+    most_connections = MOST_CONNECTIONS
+    _head_timer: asyncio.TimerHandle | None = None
+    _reader_timer: asyncio.TimerHandle | None = None
+    _head_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self.most_connections:
+            self._refuse(503, "too many connections", retry_after=2)
+        else:
+            self._await_head()
+
+    def data_received(self, data: bytes) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self._await_head()
+        super().data_received(data)
+        if self._head_timer is not None and not self.transport.is_closing():
+            self._head_bytes += len(data)
+            if self._head_bytes > MOST_HEADER_BYTES:
+                self._refuse(431, f"the request's headers have more than {MOST_HEADER_BYTES} bytes")
+
+    def on_headers_complete(self) -> None:
+        self._stop(self._head_timer)
+        self._head_timer, self._head_bytes = None, 0
+        super().on_headers_complete()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._reader_timer = self.loop.call_later(READER_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop(self._reader_timer)
+
+    def timeout_keep_alive_handler(self) -> None:
+        # Where the loop was held up, the next request may have come in time and not been read.
+        self.timeout_keep_alive_task = self.loop.call_later(0.1, self._close_idle)
+
+    def _close_idle(self) -> None:
+        if self.transport.get_write_buffer_size():  # an answer that nobody reads would keep a closed connection
+            self.transport.abort()
+        super().timeout_keep_alive_handler()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop(self._head_timer)
+        super().connection_lost(exc)
+        self._stop(self._reader_timer)
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(400, "this is not a valid HTTP request")
+
+    def _await_head(self) -> None:
+        if self._head_timer is None:
+            self._head_timer = self.loop.call_later(HEADER_SECONDS, self._give_up)
+
+    def _give_up(self) -> None:
+        if not self.transport.is_closing():
+            self._refuse(408, "the request's headers came too slowly")
+
+    def _refuse(self, status: int, reason: str, **headers: Any) -> None:
+        body = json.dumps({"error": reason}).encode()
+        lines = [
+            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
+            "content-type: application/json",
+            f"content-length: {len(body)}",
+            "connection: close",
+            *(f"{name.replace('_', '-')}: {value}" for name, value in headers.items()),
+        ]
+        self.transport.write("\r\n".join([*lines, "", ""]).encode() + body)
+        self.transport.close()
+
+    @staticmethod
+    def _stop(timer: asyncio.TimerHandle | None) -> None:
+        if timer is not None:
+            timer.cancel()

@@ -1,0 +1,211 @@
+"""What every request goes through before anything reads it: who may ask, how much, how slowly, and with what headers
+the answer leaves.
+
+A body is counted as it arrives and refused before it is kept; a sender who is too slow gives up its place. Nothing here
+trusts what a request says of itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hmac
+import ipaddress
+import re
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+# A body may take this many seconds and one more for so many bytes of it.
+BODY_SECONDS, BODY_RATE = 10.0, 50_000
+# Who sends too much is listened to for this long, so that the answer is not lost in a broken connection.
+LISTENING_SECONDS = 2.0
+# All bodies that are being read or worked on together, at least this much and this many of the largest.
+MOST_HELD, MOST_LARGE = 256_000_000, 8
+OPEN = frozenset(("/healthz", "/readyz"))
+API = ("/v1/", "/healthz", "/readyz", "/metrics", "/openapi.json")
+
+SECURITY = {
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+}
+API_POLICY = "default-src 'none'; frame-ancestors 'none'"
+# The web page has its scripts, styles and fonts within; it shows pictures that it made itself and uses the camera.
+PAGE_POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; "
+    "worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
+)
+
+
+class Refused(HTTPException):
+    """A request that is answered with {"error": reason} and a status of 4xx or 503."""
+
+    def __init__(self, status: int, reason: str, **headers: str) -> None:
+        super().__init__(status, reason, {name.replace("_", "-"): value for name, value in headers.items()})
+
+
+def error(status: int, reason: str, headers: Any = None) -> JSONResponse:
+    """The one form that errors have."""
+    return JSONResponse({"error": reason}, status, headers)
+
+
+@dataclass
+class Gate:
+    """ASGI middleware around everything that the server answers.
+
+    most_bytes: of a body. key: what a sender must know, if anything. hosts: the names under which the server may be
+    asked, so that no foreign web page can come in by a name of its own that leads here; None: any.
+    observe: called with the scope, the status and the seconds of every request.
+    in_flight: requests to the API that are being answered.
+    """
+
+    app: ASGIApp
+    most_bytes: int
+    key: str | None = None
+    hosts: Sequence[str] | None = None
+    observe: Callable[[Scope, int, float], None] = lambda scope, status, seconds: None
+    in_flight: int = 0
+    held: int = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        begin, status = time.monotonic(), 500
+        of_api = is_api(scope)
+        # A form of the page may hold many pictures, each of which has that limit again where it is kept.
+        limit = self.most_bytes if of_api else MOST_LARGE * self.most_bytes
+        body = _Body(self, limit, receive, "expect" in Headers(scope=scope))
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message = {**message, "headers": _with_security(message.get("headers", ()), of_api)}
+            await send(message)
+
+        self.in_flight += of_api
+        try:
+            refused = self._refusal(scope, limit)
+            if refused is None:
+                await self.app(scope, body.receive, send_with_headers)
+                return
+            if refused.status_code == 413:
+                await body.discard()
+            response = error(refused.status_code, refused.detail, refused.headers)
+            await response(scope, receive, send_with_headers)
+        finally:
+            self.in_flight -= of_api
+            self.held -= body.size
+            self.observe(scope, status, time.monotonic() - begin)
+
+    def _refusal(self, scope: Scope, limit: int) -> Refused | None:
+        headers = Headers(scope=scope)
+        if self.hosts is not None and _host(headers.get("host", "")) not in self.hosts:
+            return Refused(400, f"this server answers to {', '.join(self.hosts)} only; the Host header says otherwise")
+        if headers.get("sec-fetch-site") == "cross-site" and scope["method"] not in ("GET", "HEAD"):
+            return Refused(403, "web pages of other sites may not send anything here")
+        if self.key is not None and scope["path"] not in OPEN and not _knows(headers, self.key):
+            return Refused(
+                401,
+                "an API key is needed: Authorization: Bearer KEY, or X-API-Key: KEY",
+                WWW_Authenticate='Basic realm="LeNeXt, any user name, the API key as password", charset="UTF-8"',
+            )
+        with suppress(ValueError):
+            if int(headers.get("content-length", "0")) > limit:
+                return _too_large(limit)
+        return None
+
+
+def _too_large(limit: int) -> Refused:
+    return Refused(413, f"the request has more than the limit of {limit / 1e6:g} MB", Connection="close")
+
+
+class _Body:
+    """The body of one request, counted and timed as it arrives. size: bytes so far."""
+
+    def __init__(self, gate: Gate, limit: int, receive: Receive, waits_for_consent: bool) -> None:
+        self._gate, self._limit, self._receive, self._waits_for_consent = gate, limit, receive, waits_for_consent
+        self._begin, self._complete = time.monotonic(), False
+        self.size = 0
+
+    async def receive(self) -> Message:
+        if self._complete:  # what may come now is only that the sender has gone
+            return await self._receive()
+        gate = self._gate
+        try:
+            async with asyncio.timeout(self._begin + BODY_SECONDS + self.size / BODY_RATE - time.monotonic()):
+                message = await self._receive()
+        except TimeoutError:
+            raise Refused(408, "the request's body came too slowly", Connection="close") from None
+        size, self._waits_for_consent = len(message.get("body", b"")), False
+        self.size += size
+        gate.held += size
+        self._complete = not message.get("more_body", False)
+        if self.size > self._limit:
+            await self.discard()
+            raise _too_large(self._limit)
+        if gate.held > max(MOST_HELD, MOST_LARGE * gate.most_bytes):
+            raise Refused(503, "too many large requests at once", Retry_After="2", Connection="close")
+        return message
+
+    async def discard(self) -> None:
+        """Listen to the rest without keeping it."""
+        if self._waits_for_consent or self._complete:
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LISTENING_SECONDS):
+                while (await self._receive()).get("more_body", False):
+                    pass
+
+
+def is_api(scope: Scope) -> bool:
+    """Whether a request is to the API; everything else is to the web page."""
+    return scope["path"].startswith(API)
+
+
+def _with_security(headers: Sequence[tuple[bytes, bytes]], of_api: bool) -> list[tuple[bytes, bytes]]:
+    policy = API_POLICY if of_api else PAGE_POLICY
+    wanted = SECURITY | {"content-security-policy": policy} | ({"cache-control": "no-store"} if of_api else {})
+    there = {name.lower() for name, _ in headers}
+    more = [(name.encode(), value.encode()) for name, value in wanted.items() if name.encode() not in there]
+    return [*headers, *more]
+
+
+def _knows(headers: Headers, key: str) -> bool:
+    """Whether a sender has the key, compared in a time that does not tell how much of it is right."""
+    scheme, _, value = headers.get("authorization", "").partition(" ")
+    given = [headers.get("x-api-key", "")]
+    if scheme.lower() == "bearer":
+        given.append(value.strip())
+    elif scheme.lower() == "basic":  # a browser asks its user
+        with suppress(binascii.Error, UnicodeDecodeError):
+            given.append(base64.b64decode(value).decode().partition(":")[2])
+    return any(hmac.compare_digest(text.encode(), key.encode()) for text in given)
+
+
+def _host(header: str) -> str:
+    """The Host header without its port; empty where it is malformed."""
+    found = re.fullmatch(r"(\[[0-9a-f:.]+\]|[^\[\]:@/]+)(:\d*)?", header.lower())
+    return found[1] if found else ""
+
+
+def hosts_of(host: str) -> list[str] | None:
+    """The names for a server that listens on `host`: on a loopback address the usual ones, elsewhere any."""
+    try:
+        is_loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        is_loopback = host == "localhost"
+    own = f"[{host}]" if ":" in host else host
+    return list(dict.fromkeys(["localhost", "127.0.0.1", "[::1]", own])) if is_loopback else None
