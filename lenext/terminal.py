@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ from rich.table import Table
 errors = Console(stderr=True, highlight=False)
 # Where a table goes to a file or a pipe there is no width to keep to, and cut names would help nobody.
 output = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
+
+# Seconds between lines of progress where there is no terminal.
+LINE_EVERY = 60.0
 
 
 @contextlib.contextmanager
@@ -54,21 +58,38 @@ class _Messages(logging.Handler):
 
 
 class Bar:
-    """A progress bar over a known number of pictures or steps, with figures beside it."""
+    """A progress bar over a known number of pictures or steps, with figures beside it.
 
-    def __init__(self, progress: Progress, task: Any) -> None:
-        self._progress, self._task = progress, task
+    Where standard error is not a terminal, such as a log file, a plain line from time to time.
+    """
+
+    def __init__(self, progress: Progress, description: str, total: int, done: int) -> None:
+        self._progress = progress
+        self._task = progress.add_task(description, total=total, completed=done, note="")
+        self._began, self._start, self._said = time.monotonic(), done, time.monotonic()
 
     def advance(self, amount: int = 1, note: str = "") -> None:
         self._progress.update(self._task, advance=amount, note=note)
+        self._say()
 
     def to(self, completed: int) -> None:
         self._progress.update(self._task, completed=completed)
+        self._say()
+
+    def _say(self) -> None:
+        now, task = time.monotonic(), self._progress.tasks[0]
+        if errors.is_terminal or now - self._said < LINE_EVERY or not task.total:
+            return
+        self._said, rest = now, task.total - task.completed
+        left = (now - self._began) / max(task.completed - self._start, 1) * rest
+        note = f"  {task.fields['note']}" if task.fields["note"] else ""
+        text = f"{task.description}: {task.completed:.0f} of {task.total:.0f}, {left:.0f} s left{note}"
+        errors.print(text, markup=False, soft_wrap=True)
 
 
 @contextlib.contextmanager
 def bar(description: str, total: int, *, done: int = 0) -> Iterator[Bar]:
-    """A bar that disappears when it is done; nothing at all where standard error is not a terminal."""
+    """A bar that disappears when it is done."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -78,7 +99,7 @@ def bar(description: str, total: int, *, done: int = 0) -> Iterator[Bar]:
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
-        yield Bar(progress, progress.add_task(description, total=total, completed=done, note=""))
+        yield Bar(progress, description, total, done)
 
 
 def epoch_line(row: dict[str, Any], epochs: int, is_best: bool) -> str:

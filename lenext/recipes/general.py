@@ -52,22 +52,23 @@ def finetune() -> dict[str, Any]:
 def scratch_small() -> dict[str, Any]:
     """`lenext train DATA --recipe scratch-small`: a convolutional network from random weights on small pictures.
 
-    For 28 to 64 pixels. ResNet-18 with a 3 x 3 stem that keeps the resolution, Nesterov momentum under a one-cycle
-    rate (Smith and Topin 2017), label smoothing, and answers averaged over the mirror image. On Fashion-MNIST 93.3 % of
-    the test pictures in 29 minutes with `--optimizer muon --lr 0.01 --weight-decay 0.05 --momentum 0.95 --epochs 4
-    --start-size 16 --batch-size 256 --val-fraction 0.1 --crop-scale 0.8 --compile false`.
+    For 28 to 64 pixels. ResNet-18 with a 3 x 3 stem that keeps the resolution, Muon (Jordan et al. 2024), which needs
+    a fraction of SGD's epochs, label smoothing, and answers averaged over the mirror image. On Fashion-MNIST, in one
+    run: 94 % of the test pictures in less than half an hour, with `--image-size 24 --start-size 16 --crop-scale 0.9
+    --batch-size 512 --lr 0.02 --epochs 5 --val-fraction 0.05`. Inputs that begin small and end at 24 instead of 28
+    pixels cost half the arithmetic.
     """
     return {
         "model": "resnet18",
         "pretrained": False,
         "arguments": {"stem": "small"},
         "epochs": 15,
-        "batch_size": 128,
-        "optimizer": "sgd",
-        "nesterov": True,
-        "lr": 0.2,
-        "weight_decay": 5e-4,
-        "schedule": "one_cycle",
+        "batch_size": 256,
+        "optimizer": "muon",
+        "momentum": 0.95,
+        "lr": 0.014,
+        "weight_decay": 0.05,
+        "warmup_epochs": 0.2,
         "label_smoothing": 0.1,
         "augment": "light",
         "views": 2,

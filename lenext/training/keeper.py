@@ -50,6 +50,7 @@ class Keeper:
         self.ema, self.tail, self.fabric, self.every, self.select = ema, tail, fabric, every, select
         self.best: tuple[Classifier, dict[str, Tensor]] | None = None  # better than the one in the run folder
         self.cost, self.last = 0.0, time.monotonic()
+        self.begun, self.saves, self.spent = time.monotonic(), 0, 0.0
 
     def restore(self, saved: Checkpoint) -> None:
         """Put everything where it was."""
@@ -81,7 +82,12 @@ class Keeper:
         if self.fabric.is_global_zero:
             checkpoint.save(self.run, state, self.progress)
         self.cost, self.last = time.monotonic() - begin, time.monotonic()
-        log.debug("checkpoint: %.2f s", self.cost)
+        self.saves, self.spent = self.saves + 1, self.spent + self.cost
+
+    def report(self) -> None:
+        """Say what saving has cost since training began."""
+        share = 100 * self.spent / max(time.monotonic() - self.begun, 1e-9)
+        log.info("checkpoints: %d, %.1f s, %.2f %% of the time", self.saves, self.spent, share)
 
     def offer(self, figures: dict[str, float], epoch: int, weights: str) -> bool:
         """Keep the model as it is now if its validation figures are the best; weights: a word for what they are."""

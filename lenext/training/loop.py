@@ -222,6 +222,7 @@ def fit(
 
     # -------------------------------------------------------------------------------- the best model, measured
     if first:
+        keeper.report()
         log.info("best epoch: %d", progress.best_epoch)
         finish_run(run, load(run), samples)
         tracking.write_csv(run)
