@@ -175,7 +175,9 @@ def build_parser() -> ArgumentParser:
     )
     commands.add_subcommand("serve", serve, help="answer over HTTP, with a web page")
 
-    export = _command("Write a classifier for other runtimes, and replay real pictures to see that it answers the same.")
+    export = _command(
+        "Write a classifier for other runtimes, and replay real pictures to see that it answers the same."
+    )
     export.add_argument("run", type=str, help="Run folder, classifier file, or a network with ImageNet weights")
     export.add_argument("--format", type=ExportFormat, required=True, help="ONNX, OpenVINO or torch.export")
     export.add_argument(

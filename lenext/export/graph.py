@@ -7,6 +7,8 @@ which every runtime computes alike.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -40,7 +42,7 @@ class Square(nn.Module):
 
     def weights(self, side: int, other: int) -> Tensor:
         """(S, side): how much each pixel along a side of the picture counts for each pixel of the crop's side."""
-        resized = self.short * torch.sym_max(side, other) // other
+        resized: Any = self.short * torch.sym_max(side, other) // other
         margin = resized - self.size
         first = margin // 2 + (margin % 2) * (margin // 2 % 2)  # halves go to the even number, as Python's round does
         pixels = 2 * torch.arange(side) + 1  # where their middles are, in half pixels
@@ -51,7 +53,7 @@ class Square(nn.Module):
         parts = middles - whole * resized
         distances = (pixels - side - whole[:, None]) * resized - parts[:, None]
         border = pixels.float() * resized - side  # of the first pixel of all; its large weight sets the rounding
-        reach = 2 * torch.sym_max(side, resized)  # the filter grows where the picture shrinks
+        reach: Any = 2 * torch.sym_max(side, resized)  # the filter grows where the picture shrinks
         return in_15_bits(self.kernel(torch.cat([distances, border[None]]).abs().double() / reach))[:-1]
 
     def kernel(self, x: Tensor) -> Tensor:

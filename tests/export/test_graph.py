@@ -13,7 +13,19 @@ from lenext.preprocess import Preprocess
 from tests.data.corpus import picture
 from tests.export.classifiers import classifier
 
-SIZES = [(640, 427), (427, 640), (40, 28), (301, 299), (74, 74), (64, 64), (900, 37), (30_000, 20), (7, 300), (1, 1), (2, 3)]
+SIZES = [
+    (640, 427),
+    (427, 640),
+    (40, 28),
+    (301, 299),
+    (74, 74),
+    (64, 64),
+    (900, 37),
+    (30_000, 20),
+    (7, 300),
+    (1, 1),
+    (2, 3),
+]
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
