@@ -212,6 +212,8 @@ def _open(data: bytes) -> ImageFile.ImageFile:
         image = Image.open(io.BytesIO(bare), formats=["PNG"])
         image.info["exif"] = exif
     else:
+        if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+            _check_size(*_webp_size(data))  # some releases of Pillow make room for the pixels first
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     _check_size(*image.size)
     if image.format == "TIFF":
@@ -254,6 +256,18 @@ def _register_heic() -> None:
     except ImportError:
         raise UnreadableImage("HEIC pictures need one more package: pip install pillow-heif") from None
     pillow_heif.register_heif_opener(thumbnails=False)
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """(width, height) that a WebP file says it has, of its three kinds; (1, 1) where the decoder will know better."""
+    if data[12:16] == b"VP8X" and len(data) >= 30:
+        return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
+    if data[12:16] == b"VP8L" and len(data) >= 25:
+        bits = int.from_bytes(data[21:25], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    if data[12:16] == b"VP8 " and len(data) >= 30:
+        return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
+    return 1, 1
 
 
 def _strip_png(data: bytes) -> tuple[bytes, bytes]:

@@ -16,7 +16,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageCms
 
 from lenext.data import decode as decoder
-from lenext.data.decode import EXTENSIONS, MAX_BYTES, MAX_PIXELS, UnreadableImage, decode, read_size, to_rgb
+from lenext.data.decode import EXTENSIONS, MAX_BYTES, MAX_PIXELS, UnreadableImage, _webp_size, decode, read_size, to_rgb
 from tests.data.corpus import (
     HAS_HEIC,
     bad,
@@ -505,6 +505,24 @@ def test_every_bad_file_is_named_with_its_reason(name):
 def test_reasons(name, reason):
     with pytest.raises(UnreadableImage, match=reason):
         decode(bad()[name])
+
+
+@pytest.mark.parametrize(
+    ("mode", "options", "kind"),
+    [
+        ("RGB", {}, b"VP8 "),
+        ("RGB", {"lossless": True}, b"VP8L"),
+        ("RGBA", {}, b"VP8X"),
+    ],
+)
+def test_webp_says_its_size_in_three_ways(mode, options, kind):
+    for size in ((1, 1), (300, 17), (1023, 2049)):
+        file = io.BytesIO()
+        Image.new(mode, size, 100).save(file, "WEBP", **options)
+        data = file.getvalue()
+        assert data[12:16] == kind
+        assert _webp_size(data) == size
+        assert decode(data).shape == (size[1], size[0], 3)
 
 
 def test_the_limit_of_pixels_is_that_of_the_header():

@@ -193,11 +193,11 @@ def test_a_measurement_is_found_under_its_whole_key_only():
     [
         lambda kept: "{",
         lambda kept: "[]",
-        lambda kept: json.dumps({**kept, "speed": {}}),
+        lambda kept: json.dumps({**kept, "value": {}}),
         lambda kept: json.dumps({**kept, "key": {}}),
-        lambda kept: json.dumps({**kept, "speed": {**kept["speed"], "bfloat16": "yes"}}),
-        lambda kept: json.dumps({**kept, "speed": {**kept["speed"], "images_per_second": -1.0}}),
-        lambda kept: json.dumps({**kept, "speed": {**kept["speed"], "unknown": 1}}),
+        lambda kept: json.dumps({**kept, "value": {**kept["value"], "bfloat16": "yes"}}),
+        lambda kept: json.dumps({**kept, "value": {**kept["value"], "images_per_second": -1.0}}),
+        lambda kept: json.dumps({**kept, "value": {**kept["value"], "unknown": 1}}),
     ],
 )
 def test_a_damaged_file_counts_as_absent(damage):
