@@ -19,7 +19,6 @@ import importlib.util
 import logging
 import os
 import shlex
-import shutil
 import time
 import warnings
 from collections.abc import Sequence
@@ -33,7 +32,7 @@ from lenext.config import TrainConfig
 from lenext.data import dataset
 from lenext.data.loader import derive_seed
 from lenext.data.sources import absolute
-from lenext.training import begin
+from lenext.training import begin, process
 from lenext.training.choose import choose
 from lenext.training.interruption import Interruption
 from lenext.tune import report, space, trial
@@ -219,7 +218,7 @@ class _Search:
                 study_id = self.storage.get_study_id_from_name(NAME)
                 identity = self.storage.get_trial_id_from_study_id_trial_number(study_id, running[0])
                 proposal = optuna.trial.Trial(self.study, identity)
-                trial.stop_left_over(proposal.user_attrs.get("process"))
+                process.stop_left_over(proposal.user_attrs.get("process"))
             else:
                 proposal = self.study.ask()
             drawn = {name: values.draw(proposal, name) for name, values in self.space.items()}
@@ -250,7 +249,7 @@ class _Search:
         if reason is not None:
             proposal.set_user_attr("reason", reason)
             # To the sampler a failed trial says nothing, a pruned one that its settings are bad, as these are.
-            diverged = trial.DIVERGED in reason
+            diverged = process.DIVERGED in reason
             self.study.tell(proposal, state=TrialState.PRUNED if diverged else TrialState.FAIL)
         elif watch.pruned:
             self.study.tell(proposal, state=TrialState.PRUNED)
@@ -258,7 +257,7 @@ class _Search:
             assert kept is not None
             self.study.tell(proposal, kept.accuracy)
         if reason is None:
-            trial.forget_messages(run)
+            process.forget_messages(run)
         best = report.best(report.read(self.study))
         for one in (self.folder / "trials").glob("[0-9]*"):
             if one.is_dir():
@@ -276,18 +275,10 @@ class _Search:
         return {**settings, **settled}
 
     def _arguments(self, run: Path, settings: dict[str, Any]) -> list[str]:
-        """The command line of a trial: its run goes on if one was begun."""
-        if runs.is_run(run):
-            return ["train", "--resume", str(run)]
-        if run.is_dir():
-            shutil.rmtree(run)
-        file = run.with_name(run.name + ".yaml")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        runs.write_text(file, space.write_yaml(settings))
         # What all trials read is kept between them, and their figures are in the report.
         extra = {"cache": "true", "track": "none"}
         flags = [word for name, value in extra.items() if name not in settings for word in (f"--{name}", value)]
-        return ["train", self.data, "--config", str(file), "--out", str(run), *flags]
+        return process.train_or_resume(self.data, run, space.write_yaml(settings), flags)
 
 
 def importances(study: Any, trials: Sequence[report.Trial]) -> dict[str, float]:

@@ -22,7 +22,7 @@ from filelock import FileLock
 from lenext import config, runs
 from lenext.evaluation.evaluate import evaluate_run
 from lenext.evaluation.metrics import accuracy_interval
-from lenext.training import begin, step
+from lenext.training import begin, process, step
 from lenext.training.checkpoint import Progress
 from lenext.tune import command, report, trial
 from tests.evaluation.test_report import Page
@@ -48,8 +48,8 @@ def pictures(tmp_path_factory) -> Path:
 @pytest.fixture
 def data(pictures, tmp_path, monkeypatch) -> Path:
     """Pictures, with orders for the stand-in, which takes the program's place."""
-    monkeypatch.setattr(trial, "PROGRAM", STAND_IN)
-    monkeypatch.setattr(trial, "POLL", 0.01)
+    monkeypatch.setattr(process, "PROGRAM", STAND_IN)
+    monkeypatch.setattr(process, "POLL", 0.01)
     monkeypatch.setattr(report, "write_html", lambda folder, *_, **__: folder / "report.html")  # it takes its time
     folder = tmp_path / "数据 {a}?"
     shutil.copytree(pictures, folder)
@@ -192,8 +192,9 @@ def test_the_default_rate_goes_with_the_other_settings(data, tmp_path):
 
 KILLED = """
 import sys
-from lenext.tune import command, trial
-trial.PROGRAM, trial.POLL = {program!r}, 0.01
+from lenext.training import process
+from lenext.tune import command
+process.PROGRAM, process.POLL = {program!r}, 0.01
 try:
     command.run({data!r}, trials=4, out={out!r}, space={space!r}, **{fixed!r})
 except KeyboardInterrupt as interrupt:
@@ -351,7 +352,7 @@ def test_among_equal_scores_the_lower_loss_is_best():
 
 def test_a_process_that_was_killed_or_crashed_says_so(tmp_path, monkeypatch):
     def reason(code: str) -> str | None:
-        monkeypatch.setattr(trial, "PROGRAM", [sys.executable, "-c", code])
+        monkeypatch.setattr(process, "PROGRAM", [sys.executable, "-c", code])
         return trial.follow([], tmp_path / "run", started=lambda mark: None, look=lambda rows: False)
 
     assert reason("import os; os.kill(os.getpid(), 9)") == (
@@ -368,7 +369,7 @@ def test_a_process_that_was_killed_or_crashed_says_so(tmp_path, monkeypatch):
 
 def test_what_the_program_says_of_a_divergence_is_understood(tmp_path):
     progress = Progress(bad_steps=step.MOST_BAD_STEPS - 1)
-    with pytest.raises(FloatingPointError, match=trial.DIVERGED):
+    with pytest.raises(FloatingPointError, match=process.DIVERGED):
         step.endure(progress, "step 9 of epoch 1", tmp_path)
 
 
