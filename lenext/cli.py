@@ -21,6 +21,7 @@ from lenext.version import __version__
 DESCRIPTION = "Image classification, from a folder of photos to a trained, evaluated, explained classifier."
 VIEWS = "Mirrored and turned versions of a picture, 1 to 8, that an answer averages (default: as trained)"
 LICENSE = "Licence as the Hub names it, such as apache-2.0 or cc-by-4.0 (default: none is named)"
+PLACE = "Where the data is (default: where it usually is)"
 Output = Literal["table", "json"]
 ExportFormat = Literal["onnx", "openvino", "torch"]
 PredictOutput = Literal["table", "json", "jsonl", "csv", "parquet"]
@@ -39,6 +40,11 @@ class _Parser(ArgumentParser):
             message = f"unknown option {unknown}{hint}"
         elif found := re.search(r"argument COMMAND: invalid choice: '([^']*)'", message):
             message = f"unknown command {found[1]!r}{nearest(found[1], COMMANDS)}"
+        elif found := re.search(r"argument ACTION: invalid choice: '([^']*)' \(choose from (.*)\)", message):
+            choices = re.findall(r"\w+", found[2])
+            message = f"unknown action {found[1]!r}{nearest(found[1], choices)}; there are {', '.join(choices)}"
+        elif found := re.search(r'expected "(\w+)\.action" to be one of \{(.*?)\}', message):
+            message = f"{found[1]} needs an action: {found[2].replace(',', ', ')}"
         elif found := re.search(r'Parser key "([^"]+)": (.*)', message):
             message = f"--{found[1].rsplit('.', 1)[-1].replace('_', '-')}: {_expectation(found[2])}"
         elif "subcommand" in message:
@@ -254,6 +260,37 @@ def build_parser() -> ArgumentParser:
             tune.add_argument(f"--{name.replace('_', '-')}", type=kind | None, default=None, help=f"Held fixed: {text}")
     commands.add_subcommand("tune", tune, help="search for the best settings")
 
+    study = _command("Controlled comparisons: every network or setting trained from several seeds, and a report.")
+    commands.add_subcommand("study", study, help="compare networks or settings, with statistics")
+    actions = study.add_subcommands(required=True, metavar="ACTION", dest="action")
+    listed = _command("List the studies: their question, their runs, and the time they take on this machine.")
+    listed.add_argument("name", nargs="?", type=str, default=None, help="Study, or study file, to list run by run")
+    listed.add_argument(
+        "--data", type=str | None, default=None, help="Where the data is (default: where it usually is)"
+    )
+    actions.add_subcommand("list", listed, help="list the studies, or the runs of one")
+    run = _command("Train every run of a study that is not done yet, several at once, and write the report.")
+    run.add_argument("name", type=str, help="Study that comes along, or the path of a study file of your own")
+    run.add_argument("--data", type=str | None, default=None, help=PLACE)
+    run.add_argument(
+        "--seeds", type=int | None, default=None, help="Trainings of every cell (default: as in the study)"
+    )
+    run.add_argument(
+        "--budget", type=str | None, default=None, metavar="TIME", help="Stop after so long, such as 90m, 4h or 1h30m; "
+        "what is running is saved (default: when all is done)",
+    )  # fmt: skip
+    run.add_argument(
+        "--devices", type=int | None, default=None, help="Trainings side by side, each on a GPU or on a part of the "
+        "CPU's cores (default: as many as there are GPUs, or cores)",
+    )  # fmt: skip
+    run.add_argument("--out", type=str | None, default=None, help="Folder (default: runs/studies/NAME)")
+    actions.add_subcommand("run", run, help="train what is missing, and write the report")
+    report = _command("Write the report of a study anew, from its run folders.")
+    report.add_argument("name", type=str, help="Study that comes along, or the path of a study file of your own")
+    report.add_argument("--seeds", type=int | None, default=None, help="Of every cell (default: as many as were run)")
+    report.add_argument("--out", type=str | None, default=None, help="Folder of the study (default: runs/studies/NAME)")
+    actions.add_subcommand("report", report, help="write the report anew")
+
     card = _command("Write the model card of a run: what it is, how good, how it was made and what its limits are.")
     card.add_argument("run", type=str, help="Run folder")
     card.add_argument("--out", type=str | None, default=None, help="File for the card (default: standard output)")
@@ -384,6 +421,16 @@ def _tune(args: Namespace) -> int:
     return 0 if found else 1
 
 
+def _study(args: Namespace) -> int:
+    from lenext import terminal
+    from lenext.study import command
+
+    given = _given(args[args.action] or Namespace())
+    with terminal.messages():
+        done = getattr(command, args.action)(**given)
+    return 0 if done else 1
+
+
 def _card(args: Namespace) -> int:
     from lenext.hub import card
 
@@ -420,6 +467,7 @@ COMMANDS = {
     "export": _export,
     "check": _check,
     "tune": _tune,
+    "study": _study,
     "card": _card,
     "push": _push,
     "models": _models,

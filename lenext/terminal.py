@@ -72,8 +72,8 @@ class Bar:
         self._progress.update(self._task, advance=amount, note=note)
         self._say()
 
-    def to(self, completed: int) -> None:
-        self._progress.update(self._task, completed=completed)
+    def to(self, completed: int, note: str = "") -> None:
+        self._progress.update(self._task, completed=completed, note=note)
         self._say()
 
     def _say(self) -> None:

@@ -56,13 +56,11 @@ def choose(config: TrainConfig, samples: Samples) -> tuple[TrainConfig, list[str
         size, why = _image_size(model, bool(pretrained), native, _median_side(samples))
         said.append(f"image size {size}: {why}")
     settled["image_size"] = size
-    arguments = dict(config.arguments)
-    if not pretrained and size <= SMALL and "stem" not in arguments and catalogue.takes(model, "stem"):
-        arguments["stem"] = "small"
+    arguments = small_arguments(model, size, bool(pretrained), config.arguments)
+    if "stem" not in config.arguments and "stem" in arguments:
         said.append(f"stem small: at {size} pixels the ImageNet stem would throw most of the picture away")
-    if not pretrained and size <= SMALL and "patch_size" not in arguments and catalogue.takes(model, "patch_size"):
-        arguments["patch_size"] = size // TOKENS
-        said.append(f"patch size {size // TOKENS}: at {size} pixels larger patches would leave a handful of tokens")
+    if "patch_size" not in config.arguments and (patch := arguments.get("patch_size")):
+        said.append(f"patch size {patch}: at {size} pixels larger patches would leave a handful of tokens")
     settled["arguments"] = arguments
 
     # ---- batch, rate, augmentation
@@ -91,6 +89,14 @@ def choose(config: TrainConfig, samples: Samples) -> tuple[TrainConfig, list[str
     if config.augment is None and (config.alters_pictures or not (pretrained and config.recipe == "auto")):
         settled["augment"] = "light" if pretrained or size <= SMALL else "standard"
     return dataclasses.replace(config, **settled), said
+
+
+def small_arguments(model: str, size: int, pretrained: bool, given: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a network, with a stem or patches that suit pictures of `size` pixels if they are small."""
+    if pretrained or size > SMALL:
+        return dict(given)
+    suited = {"stem": "small", "patch_size": size // TOKENS}
+    return {**{name: value for name, value in suited.items() if catalogue.takes(model, name)}, **given}
 
 
 def _require_possible(config: TrainConfig, model: str, size: int) -> None:
