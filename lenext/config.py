@@ -108,6 +108,8 @@ class TrainConfig:
         patience: Epochs without improvement after which training stops. 0: never.
         val_fraction: Share of each class held out for validation where the data has no such split.
         test_fraction: Share of each class held out for the final test where the data has no splits at all.
+        train_fraction: Share of the training pictures that are used, of each class; the rest is left out. For quick
+            tries and curves of accuracy over data.
         folds: Parts of a cross-validation, of which one validates and the others train. 0: val_fraction instead.
         fold: Which part validates, from 0.
         max_unreadable: Share of unreadable pictures above which the run does not start.
@@ -184,6 +186,7 @@ class TrainConfig:
     patience: int = 0
     val_fraction: float = 0.15
     test_fraction: float = 0.15
+    train_fraction: float = 1.0
     folds: int = 0
     fold: int = 0
     max_unreadable: float = 0.05
@@ -227,6 +230,7 @@ class TrainConfig:
             "layer_decay",
             "distillation_weight",
             "final_lr",
+            "train_fraction",
         ):
             if (value := getattr(self, name)) is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name} is {value}; it is a share between 0 and 1")
@@ -276,6 +280,7 @@ POSITIVE = (
     "crop_scale",
     "distillation_temperature",
     "checkpoint_every",
+    "train_fraction",
 )
 NOT_NEGATIVE = (
     "weight_decay", "momentum", "warmup_epochs", "clip_norm", "sam", "average", "unfreeze_epochs", "focal_gamma",

@@ -61,6 +61,8 @@ def test_every_command_has_help_with_defaults(command, capsys):
         (["train", "x", "--epochs", "0"], "epochs is 0; it must be greater than 0"),
         (["train", "x", "--epochs", "-1"], "epochs is -1"),
         (["train", "x", "--lr", "nan"], "is not a number"),
+        (["train", "x", "--train-fraction", "0"], "train_fraction is 0.0; it must be greater than 0"),
+        (["train", "x", "--train-fraction", "1.5"], "train_fraction is 1.5; it is a share between 0 and 1"),
         (["train", "x", "--optimizer", "adamm"], "--optimizer: 'adamm' is not one of adamw, adam, sgd"),
         (["train", "x", "--recipe", "alexnet-flower"], "unknown recipe 'alexnet-flower'; did you mean 'alexnet-flower"),
         (["train", "no/such/folder"], "no/such/folder does not exist"),
@@ -159,6 +161,25 @@ def test_too_many_unreadable_pictures_stop_the_run_before_it_starts(tmp_path, ca
     assert unreadable.keys() == {"a/0.png", "a/1.png", "a/2.png"}
     assert "empty" in unreadable["a/0.png"]
     assert [(data / f"a/{i}.png").read_bytes() for i in range(3)] == contents  # the user's files are as they were
+
+
+def test_a_share_of_the_training_pictures_is_remembered_by_the_run(shapes, run, tmp_path, capsys):
+    out, whole = tmp_path / "run", json.loads((run / "data.json").read_text())
+    arguments = ["train", shapes, "--model", "lenet5", "--train-fraction", "0.5", "--epochs", "1", "--out", out]
+    assert lenext_command(*arguments, capsys=capsys)[0] == 0
+    data = json.loads((out / "data.json").read_text())
+    for name, n in whole["counts"]["train"].items():
+        assert abs(data["counts"]["train"][name] - n / 2) <= n**0.5 / 2  # one standard deviation
+    for split in ("val", "test"):
+        assert data["counts"][split] == whole["counts"][split]
+        assert data["fingerprint"][split] == whole["fingerprint"][split]
+    for split in ("train", "val", "test"):
+        told = lenext_command("evaluate", out, "--split", split, "--format", "json", capsys=capsys)
+        assert (told[0], json.loads(told[1])["n"]) == (0, sum(data["counts"][split].values())), told[2]
+    for name in ("evaluation.json", "report.html"):  # as if it had been interrupted at the very end
+        (out / name).unlink()
+    assert lenext_command("train", "--resume", out, capsys=capsys)[0] == 0
+    assert json.loads((out / "data.json").read_text()) == data
 
 
 def test_a_folder_that_is_taken_is_left_alone(run, shapes, tmp_path, capsys):

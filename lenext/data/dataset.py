@@ -46,6 +46,15 @@ class Dataset:
     scanned: Scan | None = None
     near: np.ndarray | None = None
 
+    def take(self, rows: np.ndarray) -> Dataset:
+        """The pictures at `rows`, in that order, and what is known of them."""
+        samples, near = self.samples.take(rows), self.near
+        if near is not None:
+            near = near[rows]
+            alone = np.bincount(near + 1)[near + 1] < 2  # the pictures like it are not among the rows
+            near = np.where(alone, -1, near)
+        return Dataset(self.source, samples, None if self.scanned is None else self.scanned.take(rows), near)
+
     def membership(self) -> pa.Table:
         """One row a picture: image, label, split, content (hex of its digest, "" where it was not looked at)."""
         samples = self.samples
@@ -62,13 +71,13 @@ class Dataset:
 
 def read(data: str | Path, options: DataOptions) -> Dataset:
     """The data set to train on, every picture with its split. Raises ValueError where nothing can be learned."""
-    samples = sources.open_data(data, options.root)
-    if not options.check:
-        return Dataset(str(data), sources.divide(samples, data, options))
-    with terminal.bar("looking at pictures", len(samples)) as bar:
-        scanned = scan(samples, bar.to)
-    near = scanned.near_duplicates()
-    return Dataset(str(data), sources.divide(samples, data, options, near), scanned, near)
+    samples, scanned, near = sources.open_data(data, options.root), None, None
+    if options.check:
+        with terminal.bar("looking at pictures", len(samples)) as bar:
+            scanned = scan(samples, bar.to)
+        near = scanned.near_duplicates()
+    found = Dataset(str(data), sources.divide(samples, data, options, near), scanned, near)
+    return found.take(sources.used(found.samples, options)) if options.train_fraction < 1 else found
 
 
 def fingerprint(membership: pa.Table) -> dict[str, str]:

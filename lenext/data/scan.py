@@ -89,6 +89,11 @@ class Scan:
     def __len__(self) -> int:
         return len(self.digests)
 
+    def take(self, rows: np.ndarray) -> Scan:
+        """What it tells of the samples at `rows`, in that order."""
+        reasons = {i: self.reasons[row] for i, row in enumerate(rows.tolist()) if row in self.reasons}
+        return Scan(self.digests[rows], self.sizes[rows], self.grey[rows], self.colour[rows], reasons)
+
     @cached_property
     def hashes(self) -> np.ndarray:
         """(N, 32) uint8: perceptual hashes, the signs of the 16 x 16 lowest frequencies of `grey`."""

@@ -24,11 +24,13 @@ log = logging.getLogger("lenext")
 
 @dataclass(frozen=True, kw_only=True)
 class SplitOptions:
-    """How pictures that the data gives no split are divided; the settings of the same names in `TrainConfig`."""
+    """How pictures that the data gives no split are divided, and how many of those for training are used; the settings
+    of the same names in `TrainConfig`."""
 
     seed: int = 0
     val_fraction: float = 0.15
     test_fraction: float = 0.15
+    train_fraction: float = 1.0
     folds: int = 0
     fold: int = 0
 
@@ -73,7 +75,9 @@ def read(
 
     Raises ValueError when there is nothing to learn from: no pictures, one class, a class without training pictures.
     """
-    return divide(open_data(data, root), data, options or SplitOptions(), together)
+    options = options or SplitOptions()
+    samples = divide(open_data(data, root), data, options, together)
+    return samples.take(used(samples, options)) if options.train_fraction < 1 else samples
 
 
 def divide(samples: Samples, data: str | Path, options: SplitOptions, together: np.ndarray | None = None) -> Samples:
@@ -84,6 +88,16 @@ def divide(samples: Samples, data: str | Path, options: SplitOptions, together: 
     samples = fill_splits(samples, options, together)
     _require_trainable(samples, data)
     return samples
+
+
+def used(samples: Samples, options: SplitOptions) -> np.ndarray:
+    """The rows, rising, of divided samples without what `train_fraction` leaves out.
+
+    Of the training pictures some of each class; all others.
+    """
+    train = samples.in_split("train")
+    train[train] = splits.part(samples.split("train"), options.train_fraction, options.seed)
+    return np.flatnonzero(train | ~samples.in_split("train"))
 
 
 def read_for_evaluation(data: str | Path, options: SplitOptions, root: str | Path | None = None) -> Samples:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -32,6 +33,20 @@ def assign(samples: Samples, shares: dict[str, float], seed: int, together: np.n
 def folds(samples: Samples, count: int, seed: int, together: np.ndarray | None = None) -> np.ndarray:
     """(N,) int64: the fold, from 0 to count - 1, that each picture is in."""
     return partition(samples, np.arange(1, count) / count, f"{seed} folds", together)
+
+
+def part(samples: Samples, share: float, seed: int) -> np.ndarray:
+    """(N,) bool: the pictures of a share, in (0, 1), of each class; a larger share holds all that a smaller one does.
+
+    At least one picture of each class is in it. Groups are parted: what is left out is on no other side.
+    """
+    key = f"{seed} part"
+    chosen = partition(replace(samples, groups=None), np.array([share]), key, None) == 0
+    # The first by lot of each class are in every share, or a class might have no picture in some.
+    order = np.argsort(draw_lots(samples, key), kind="stable")
+    place, label = samples.targets()[order].nonzero()
+    chosen[order[place[np.unique(label, return_index=True)[1]]]] = True
+    return chosen
 
 
 def partition(samples: Samples, bounds: np.ndarray, key: str, together: np.ndarray | None) -> np.ndarray:

@@ -20,7 +20,8 @@ from lenext.config import FIELDS, TrainConfig
 LR_FACTOR = "lr_factor"
 # Scores can be compared only where these are the same in all trials.
 HELD = (
-    "data", "root", "check", "seed", "val_fraction", "test_fraction", "folds", "fold", "max_unreadable", "select",
+    "data", "root", "check", "seed", "val_fraction", "test_fraction", "train_fraction", "folds", "fold",
+    "max_unreadable", "select",
 )  # fmt: skip
 Value = float | int | bool | str | None
 

@@ -86,3 +86,33 @@ def test_nearly_equal_pictures_are_kept_on_one_side(tmp_path):
     parted = dataset.read(root, DataOptions(check=False)).samples
     side = dict(zip(parted.images, parted.splits))
     assert sum(side[f"a/{i}.png"] == side[f"b/copy{i}.jpg"] for i in range(30)) < 25
+
+
+def test_what_is_known_of_pictures_stays_with_them_when_others_are_left_out(tmp_path):
+    root = make_folder(tmp_path, ["a", "b"], 30, size=64)
+    for i in range(0, 30, 3):
+        shutil.copy(root / f"a/{i}.png", root / f"a/copy{i}.png")
+    for i in range(5, 15):
+        (root / f"b/{i}.png").write_bytes(b"no picture")
+    whole, part = (dataset.read(root, DataOptions(train_fraction=share)) for share in (1.0, 0.5))
+    place = {name: i for i, name in enumerate(whole.samples.images)}
+    rows = [place[name] for name in part.samples.images]
+    assert len(rows) < len(place)
+    assert part.membership().to_pylist() == [whole.membership().to_pylist()[row] for row in rows]
+    assert set(part.samples.images) >= set(whole.samples.split("val").images) | set(whole.samples.split("test").images)
+    assert part.scanned is not None
+    assert whole.scanned is not None
+    np.testing.assert_array_equal(part.scanned.grey, whole.scanned.grey[rows])
+    assert 0 < len(part.scanned.reasons) < 10
+    assert {part.samples.images[i] for i in part.scanned.reasons} == {
+        name for name in part.samples.images if name in {whole.samples.images[i] for i in whole.scanned.reasons}
+    }
+    assert part.near is not None
+    assert whole.near is not None
+    alike = [number for number in part.near if number >= 0]
+    assert 0 < len(alike) < (whole.near >= 0).sum()
+    assert min(alike.count(number) for number in alike) >= 2
+    kept = whole.near[rows]
+    assert [kept[i] if (kept == kept[i]).sum() > 1 else -1 for i in range(len(rows))] == part.near.tolist()
+    assert fingerprint(part.membership())["test"] == fingerprint(whole.membership())["test"]
+    assert fingerprint(part.membership())["train"] != fingerprint(whole.membership())["train"]

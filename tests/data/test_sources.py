@@ -381,6 +381,48 @@ def test_every_fold_validates_once_and_the_test_pictures_stay():
     np.testing.assert_array_equal(np.sum(seen, axis=0), np.where(test, 0, 1))
 
 
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.5, 0.9])
+def test_a_share_of_the_training_pictures_is_one_of_each_class(share):
+    sizes = [1, 2, 5, 30, 1000]
+    labels = np.repeat(np.arange(5), sizes)
+    for seed in range(5):
+        counts = np.bincount(labels[splits.part(make_samples(labels.tolist()), share, seed)], minlength=5)
+        assert counts.min() >= 1
+        for size, count in zip(sizes, counts):
+            assert abs(count - size * share) <= max((size * share * (1 - share)) ** 0.5, 1)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_smaller_shares_are_parts_of_larger_ones(tmp_path, several):
+    rng = np.random.default_rng(0)
+    labels: list[list[str]] = [[str(k) for k in range(8) if rng.random() < 0.5**k] or ["0"] for _ in range(400)]
+    rows = [{"image": f"{i}.png", "label": row if several else row[-1]} for i, row in enumerate(labels)]
+    write_manifest(tmp_path / "m.json", rows)
+    samples = open_data(tmp_path / "m.json")
+    for seed in range(3):
+        smaller = np.zeros(400, dtype=bool)
+        for share in np.linspace(0.01, 0.99, 99):
+            larger = splits.part(samples, share, seed)
+            assert not (smaller & ~larger).any()
+            assert samples.class_counts(larger).min() >= 1
+            smaller = larger
+        assert (splits.part(samples, 0.3, seed) != splits.part(samples, 0.3, seed + 1)).mean() > 0.2
+
+
+def test_a_share_for_training_leaves_the_other_splits_alone(tmp_path):
+    make_folder(tmp_path, ["a", "b"], 60, size=16)
+
+    def names(split, **options):
+        return list(read(tmp_path, SplitOptions(**options)).split(split).images)
+
+    for options in ({}, {"seed": 1}, {"folds": 4, "fold": 1}):
+        for split in ("val", "test"):
+            assert names(split, train_fraction=0.1, **options) == names(split, **options)
+        tenth, third, whole = (set(names("train", train_fraction=share, **options)) for share in (0.1, 0.3, 1.0))
+        assert tenth < third < whole
+    assert names("train", train_fraction=0.3) != names("train", train_fraction=0.3, seed=1)
+
+
 def test_groups_and_like_pictures_are_never_parted():
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 5, 600)
