@@ -226,7 +226,8 @@ def test_run_folder_has_what_the_contract_names(run, shapes):
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2]
     assert set(rows[0]) == {"epoch", "step", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr",
-                            "seconds", "images_per_second"}  # fmt: skip
+                            "seconds", "images_per_second", "peak_memory_mib"}  # fmt: skip
+    assert 0 < rows[0]["peak_memory_mib"] <= rows[1]["peak_memory_mib"]
     data = json.loads((run / "data.json").read_text())
     assert data["classes"] == ["三角", "圆"]
     assert {name: sum(counts[name] for counts in data["counts"].values()) for name in data["classes"]} == {

@@ -8,10 +8,12 @@ on other systems and with other allocators nothing is done.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 log = logging.getLogger("lenext")
 
@@ -21,6 +23,8 @@ NEVER = -1
 HUGE_PAGE = 2 << 20
 # Share of the memory below which what is available counts as scarce.
 SCARCE = 0.1
+# What Linux says of this process.
+STATUS = Path("/proc/self/status")
 # Where a process finds its control groups, and their files.
 CONTROL_GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
@@ -77,6 +81,27 @@ def release_if_scarce() -> None:
     if available < SCARCE * total:
         release_memory()
         log.info("only %.1f of %.0f GB of memory are left: what is free is given back", available / 1e9, total / 1e9)
+
+
+def peak_memory(device: Any) -> int:
+    """Bytes of the most memory that this process has held so far; on a GPU (a torch.device) its tensors there."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device)
+    with contextlib.suppress(OSError, StopIteration):
+        # Linux; its getrusage would begin with the peak of the program that started this one.
+        lines = STATUS.read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        now = psutil.Process().memory_info()
+        return getattr(now, "peak_wset", now.rss)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def memory() -> tuple[int, int]:

@@ -182,7 +182,10 @@ def fit(
 
             # ----------------------------------------------------- validate, keep the best, save, say how it goes
             figures = validate(task, plain, targets["val"], fabric, bfloat16=bfloat16)
-            row = {"epoch": epoch, "step": epoch * steps, **progress.figures(), **figures, "lr": lr, **progress.pace()}
+            row = {
+                "epoch": epoch, "step": epoch * steps, **progress.figures(), **figures, "lr": lr, **progress.pace(),
+                "peak_memory_mib": round(allocator.peak_memory(fabric.device) / 2**20, 1),
+            }  # fmt: skip
             is_best = keeper.offer(figures, epoch, "trained")
             if ema is not None:
                 with ema.swapped_in():

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from lenext.training import allocator
 
@@ -122,3 +123,32 @@ def test_a_containers_limit_counts(tmp_path, monkeypatch, line, files):
     (tmp_path / "groups").unlink()
     available, total = allocator.memory()
     assert 1000 < available <= total
+
+
+@linux
+def test_the_peak_is_of_this_process_and_stays():
+    held = bytearray(b"x") * (512 << 20)  # by the process that starts it, which does not count
+    before, after = python("""
+import json, types
+from lenext.training.allocator import peak_memory
+cpu = types.SimpleNamespace(type="cpu")
+before = peak_memory(cpu)
+bytearray(b"x") * (256 << 20)
+print(json.dumps([before, peak_memory(cpu)]))
+""")
+    assert 0 < before < len(held)
+    assert 240 << 20 < after - before < 300 << 20
+
+
+def test_the_peak_is_known_without_linux_and_without_posix(tmp_path, monkeypatch):
+    cpu = torch.device("cpu")
+    known = allocator.peak_memory(cpu)
+    monkeypatch.setattr(allocator, "STATUS", tmp_path / "none")
+    assert allocator.peak_memory(cpu) >= known
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert 0 < allocator.peak_memory(cpu) <= 1.1 * known
+
+
+def test_the_peak_on_a_gpu_is_that_of_its_tensors(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 1000 + device.index)
+    assert allocator.peak_memory(torch.device("cuda", 3)) == 1003

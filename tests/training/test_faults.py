@@ -70,13 +70,13 @@ def wait_for_epoch(run: Path, epoch: int, process: subprocess.Popen) -> None:
 
 
 def assert_equal_runs(a: Path, b: Path) -> None:
-    """Bit for bit the same weights, optimiser and figures; only times differ."""
+    """Bit for bit the same weights, optimiser and figures; only times and memory differ."""
     for name in ("classifier.safetensors", "checkpoint.safetensors"):
         ours, theirs = load_file(a / name), load_file(b / name)
         assert ours.keys() == theirs.keys()
         for key in ours:
             assert torch.equal(ours[key], theirs[key]), (name, key)
-    times = ("seconds", "images_per_second")
+    times = ("seconds", "images_per_second", "peak_memory_mib")
     rows = [
         [{k: v for k, v in json.loads(line).items() if k not in times} for line in text.splitlines()]
         for text in ((a / "metrics.jsonl").read_text(), (b / "metrics.jsonl").read_text())
