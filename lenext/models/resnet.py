@@ -66,7 +66,7 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     """1x1 down, 3x3, 1x1 up, and a shortcut: (B, in_dim, H, W) -> (B, 4 * dim, H/stride, W/stride).
 
-    width: channels of the 3x3 convolution, all its groups together. cardinality: how many groups.
+    hidden_dim: channels of the 3x3 convolution, all its groups together. cardinality: how many groups.
     """
 
     expansion = 4
@@ -76,7 +76,7 @@ class Bottleneck(nn.Module):
         *,
         in_dim: int,
         dim: int,
-        width: int,
+        hidden_dim: int,
         cardinality: int,
         stride: int,
         norm: Norm,
@@ -86,11 +86,13 @@ class Bottleneck(nn.Module):
     ) -> None:
         super().__init__()
         out_dim = dim * self.expansion
-        self.conv1 = nn.Conv2d(in_dim, width, kernel_size=1, bias=bias)
-        self.bn1 = norm(width)
-        self.conv2 = nn.Conv2d(width, width, kernel_size=3, stride=stride, padding=1, groups=cardinality, bias=bias)
-        self.bn2 = norm(width)
-        self.conv3 = nn.Conv2d(width, out_dim, kernel_size=1, bias=bias)
+        self.conv1 = nn.Conv2d(in_dim, hidden_dim, kernel_size=1, bias=bias)
+        self.bn1 = norm(hidden_dim)
+        self.conv2 = nn.Conv2d(
+            hidden_dim, hidden_dim, kernel_size=3, stride=stride, padding=1, groups=cardinality, bias=bias
+        )
+        self.bn2 = norm(hidden_dim)
+        self.conv3 = nn.Conv2d(hidden_dim, out_dim, kernel_size=1, bias=bias)
         self.bn3 = norm(out_dim)
         self.act = activation_layer(activation)
         self.downsample: nn.Module | None = shortcut(in_dim, out_dim, stride, norm, bias)
@@ -101,8 +103,8 @@ class Bottleneck(nn.Module):
         return self.bn3
 
     def forward(self, x: Tensor) -> Tensor:
-        residual = self.act(self.bn1(self.conv1(x)))  # (B, width, H, W)
-        residual = self.act(self.bn2(self.conv2(residual)))  # (B, width, H/stride, W/stride)
+        residual = self.act(self.bn1(self.conv1(x)))  # (B, hidden_dim, H, W)
+        residual = self.act(self.bn2(self.conv2(residual)))  # (B, hidden_dim, H/stride, W/stride)
         residual = self.bn3(self.conv3(residual))  # (B, 4 * dim, H/stride, W/stride)
         if self.downsample is None:
             return self.act(residual)
@@ -120,8 +122,11 @@ class ResNet(nn.Module):
     """Images (B, in_channels, H, W) -> logits (B, num_classes).
 
     block: `BasicBlock` or `Bottleneck`. depths: blocks in each of the four stages.
+    width: channels of the stem and of the first stage's blocks, which bottlenecks put out fourfold; they double from
+    stage to stage.
     cardinality, base_width: groups of the bottleneck's 3x3 convolution and channels of each of them in the first
-    stage; they double from stage to stage. 32 and 4 are ResNeXt 32x4d, 1 and 128 are Wide ResNet-50-2.
+    stage, which double too; None is `width`. 32 and 4 are ResNeXt 32x4d, 1 and 128 are Wide ResNet-50-2, both at a
+    width of 64: they do not shrink with it.
     stem: "imagenet" (7x7, stride 2, then max-pooling) or "small" (3x3, stride 1, no pooling).
     stem_bias: whether the first convolution has a bias.
     norm: "batch", "group", "layer" or "none" (convolutions then have biases); norm_eps is its epsilon.
@@ -140,8 +145,9 @@ class ResNet(nn.Module):
         depths: tuple[int, int, int, int],
         num_classes: int = 1000,
         in_channels: int = 3,
+        width: int = 64,
         cardinality: int = 1,
-        base_width: int = 64,
+        base_width: int | None = None,
         stem: str = "imagenet",
         stem_bias: bool = False,
         norm: str = "batch",
@@ -153,7 +159,10 @@ class ResNet(nn.Module):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        if block is BasicBlock and (cardinality, base_width) != (1, 64):
+        if type(width) is not int or width < 1:
+            raise ValueError(f"width, the first stage's channels, must be a whole number of at least 1, not {width!r}.")
+        base_width = width if base_width is None else base_width
+        if block is BasicBlock and (cardinality, base_width) != (1, width):
             raise ValueError("cardinality and base_width belong to bottleneck blocks: ResNet-50 and larger have them.")
         if cardinality < 1 or base_width < 1:
             raise ValueError(f"cardinality and base_width must be at least 1, not {cardinality} and {base_width}.")
@@ -161,14 +170,14 @@ class ResNet(nn.Module):
             raise ValueError("drop_path drops what a shortcut bridges: without shortcuts (skip=False) it must be 0.")
         make_norm, bias = partial(norm2d, norm, eps=norm_eps), norm == "none"
         if stem == "imagenet":
-            self.conv1 = nn.Conv2d(in_channels, 64, kernel_size=7, stride=2, padding=3, bias=stem_bias or bias)
+            self.conv1 = nn.Conv2d(in_channels, width, kernel_size=7, stride=2, padding=3, bias=stem_bias or bias)
             self.maxpool: nn.Module = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
         elif stem == "small":
-            self.conv1 = nn.Conv2d(in_channels, 64, kernel_size=3, stride=1, padding=1, bias=stem_bias or bias)
+            self.conv1 = nn.Conv2d(in_channels, width, kernel_size=3, stride=1, padding=1, bias=stem_bias or bias)
             self.maxpool = nn.Identity()
         else:
             raise ValueError(f'stem must be "imagenet" or "small", not {stem!r}.')
-        self.bn1 = make_norm(64)
+        self.bn1 = make_norm(width)
         self.act = activation_layer(activation)
 
         rates = iter(drop_path_rates(drop_path, sum(depths)))
@@ -176,8 +185,8 @@ class ResNet(nn.Module):
         def stage(in_dim: int, dim: int, depth: int, stride: int) -> nn.Sequential:
             build: partial[BasicBlock] | partial[Bottleneck] = partial(BasicBlock)
             if block is Bottleneck:
-                width = dim * base_width // 64 * cardinality
-                build = partial(Bottleneck, width=width, cardinality=cardinality)
+                hidden_dim = dim // width * base_width * cardinality
+                build = partial(Bottleneck, hidden_dim=hidden_dim, cardinality=cardinality)
             blocks = nn.Sequential()
             for i in range(depth):
                 layer = build(
@@ -194,13 +203,13 @@ class ResNet(nn.Module):
                 blocks.append(layer)
             return blocks
 
-        self.layer1 = stage(64, 64, depths[0], stride=1)
-        self.layer2 = stage(64 * block.expansion, 128, depths[1], stride=2)
-        self.layer3 = stage(128 * block.expansion, 256, depths[2], stride=2)
-        self.layer4 = stage(256 * block.expansion, 512, depths[3], stride=2)
+        self.layer1 = stage(width, width, depths[0], stride=1)
+        self.layer2 = stage(width * block.expansion, 2 * width, depths[1], stride=2)
+        self.layer3 = stage(2 * width * block.expansion, 4 * width, depths[2], stride=2)
+        self.layer4 = stage(4 * width * block.expansion, 8 * width, depths[3], stride=2)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(512 * block.expansion, num_classes)
+        self.fc = nn.Linear(8 * width * block.expansion, num_classes)
 
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -211,12 +220,12 @@ class ResNet(nn.Module):
                 nn.init.zeros_(module.last_norm.get_parameter("weight"))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.act(self.bn1(self.conv1(x)))  # (B, 64, H/2, W/2); the small stem keeps H, W
-        x = self.maxpool(x)  # (B, 64, H/4, W/4)
-        x = self.layer1(x)  # (B, 64 * expansion, H/4, W/4)
-        x = self.layer2(x)  # (B, 128 * expansion, H/8, W/8)
-        x = self.layer3(x)  # (B, 256 * expansion, H/16, W/16)
-        x = self.layer4(x)  # (B, 512 * expansion, H/32, W/32)
+        x = self.act(self.bn1(self.conv1(x)))  # (B, width, H/2, W/2); the small stem keeps H, W
+        x = self.maxpool(x)  # (B, width, H/4, W/4)
+        x = self.layer1(x)  # (B, width * expansion, H/4, W/4)
+        x = self.layer2(x)  # (B, 2 * width * expansion, H/8, W/8)
+        x = self.layer3(x)  # (B, 4 * width * expansion, H/16, W/16)
+        x = self.layer4(x)  # (B, 8 * width * expansion, H/32, W/32)
         return self.forward_head(x)
 
     def forward_head(self, features: Tensor) -> Tensor:

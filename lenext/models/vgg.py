@@ -23,13 +23,14 @@ from torch import Tensor, nn
 
 from lenext.models.layers import activation_layer, norm2d
 
-DIMS = (64, 128, 256, 512, 512)  # channels of the five levels
+PROPORTIONS = (1, 2, 4, 8, 8)  # channels of the five levels, in those of the first
 
 
 class VGG(nn.Module):
     """Images (B, in_channels, H, W), H and W at least 32 -> logits (B, num_classes).
 
     depths: convolutions in each of the five levels.
+    width: channels of the first level; the others have 2, 4, 8 and 8 times as many.
     norm: what follows every convolution: "none", "batch", "group" or "layer".
     activation: what follows every convolution and linear layer but the last, such as "relu" or "gelu".
     hidden_dim: units of the first two linear layers, which hold nine tenths of the parameters.
@@ -45,15 +46,19 @@ class VGG(nn.Module):
         depths: tuple[int, int, int, int, int],
         num_classes: int = 1000,
         in_channels: int = 3,
+        width: int = 64,
         norm: str = "none",
         activation: str = "relu",
         hidden_dim: int = 4096,
         dropout: float = 0.5,
     ) -> None:
         super().__init__()
+        if type(width) is not int or width < 1:
+            raise ValueError(f"width, the first level's channels, must be a whole number of at least 1, not {width!r}.")
         self.features = nn.Sequential()
         in_dim = in_channels
-        for dim, depth in zip(DIMS, depths, strict=True):
+        for proportion, depth in zip(PROPORTIONS, depths, strict=True):
+            dim = proportion * width
             for _ in range(depth):
                 self.features.append(nn.Conv2d(in_dim, dim, kernel_size=3, padding=1))
                 if norm != "none":  # an identity would shift the numbers in the names of the parameters
@@ -63,7 +68,7 @@ class VGG(nn.Module):
             self.features.append(nn.MaxPool2d(kernel_size=2, stride=2))
         self.avgpool = nn.AdaptiveAvgPool2d(7)
         self.classifier = nn.Sequential(
-            nn.Linear(512 * 7 * 7, hidden_dim),
+            nn.Linear(8 * width * 7 * 7, hidden_dim),
             activation_layer(activation),
             nn.Dropout(dropout),
             nn.Linear(hidden_dim, hidden_dim),
@@ -81,12 +86,12 @@ class VGG(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.features(x)  # (B, 512, H/32, W/32)
+        x = self.features(x)  # (B, 8 * width, H/32, W/32)
         return self.forward_head(x)
 
     def forward_head(self, features: Tensor) -> Tensor:
-        """Last feature map (B, 512, H, W) -> logits (B, num_classes)."""
-        x = self.avgpool(features)  # (B, 512, 7, 7)
+        """Last feature map (B, 8 * width, H, W) -> logits (B, num_classes)."""
+        x = self.avgpool(features)  # (B, 8 * width, 7, 7)
         return self.classifier(x.flatten(1))
 
     def stages(self) -> list[nn.Module]:

@@ -96,6 +96,33 @@ def build_ours(name: str, **arguments: Any) -> nn.Module:
     return paper.VARIANTS[name](**arguments)
 
 
+def narrow_resnet(name: str, width: int) -> nn.Module:
+    """timm's with `width` channels in the first stage.
+
+    timm's plain stem has 64 whatever the stages have, so its deep one makes room for a 7x7 convolution. Its
+    base_width is of a first stage of 64 channels and shrinks with `width`: 4 make groups of width / 16.
+    """
+    basic, bottleneck = timm.models.resnet.BasicBlock, timm.models.resnet.Bottleneck
+    arguments: dict[str, Any] = {
+        "resnet18": {"block": basic, "layers": (2, 2, 2, 2)},
+        "resnet50": {"block": bottleneck, "layers": (3, 4, 6, 3)},
+        "resnext50_32x4d": {"block": bottleneck, "layers": (3, 4, 6, 3), "cardinality": 32, "base_width": 4},
+    }[name]
+    channels = (width, 2 * width, 4 * width, 8 * width)
+    with torch.device("meta"):
+        model: Any = timm.models.resnet.ResNet(channels=channels, stem_type="deep", stem_width=width // 2, **arguments)
+        model.conv1 = nn.Conv2d(3, width, kernel_size=7, stride=2, padding=3, bias=False)
+    return model
+
+
+def narrow_vgg11_bn(width: int) -> nn.Module:
+    """timm's with `width` channels in the first level."""
+    levels: tuple[tuple[int, ...], ...] = ((1,), (2,), (4, 4), (8, 8), (8, 8))
+    layers = [layer for level in levels for layer in (*(factor * width for factor in level), "M")]
+    with torch.device("meta"):
+        return timm.models.vgg.VGG(layers, norm_layer=nn.BatchNorm2d)
+
+
 def randomise(model: nn.Module) -> nn.Module:
     """Random parameters and batch statistics that keep signals of moderate size through any depth."""
     computed = {

@@ -100,6 +100,50 @@ def test_options_of_residual_networks(name: str) -> None:
     assert zero == {key for key in norms if key.startswith("layer") and key.endswith(last)}
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments", "widths", "last"),
+    [
+        ("resnet18", {"width": 6}, [6, 12, 24, 48], 48),
+        ("resnet50", {"width": 16}, [16, 32, 64, 128], 512),
+        ("resnet50", {"width": 16, "cardinality": 8, "base_width": 4}, [32, 64, 128, 256], 512),
+        ("resnext50_32x4d", {"width": 16, "base_width": 1}, [32, 64, 128, 256], 512),
+        ("wide_resnet50_2", {"width": 16}, [128, 256, 512, 1024], 512),
+        ("vgg11", {"width": 6, "hidden_dim": 8}, [6, 12, 24, 48], 48),
+    ],
+)
+def test_narrow_stages_keep_their_proportion(
+    name: str, arguments: dict[str, Any], widths: list[int], last: int
+) -> None:
+    """widths: of the 3x3 convolutions, from the first to the last. last: channels of the features."""
+    with torch.device("meta"):
+        model: Any = create_model(name, **arguments)
+        x = torch.empty(2, 3, 64, 64)
+        for stage in model.stages():
+            x = stage(x)
+        assert x.shape == (2, last, 2, 2)
+        assert model.forward_head(x).shape == (2, 1000)
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    assert list(dict.fromkeys(c.out_channels for c in convolutions if c.kernel_size == (3, 3))) == widths
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "vgg11_bn"])
+def test_narrow_networks_learn(name: str) -> None:
+    """Six pictures by heart."""
+    torch.manual_seed(0)
+    arguments: dict[str, Any] = {"hidden_dim": 32, "dropout": 0.0} if name.startswith("vgg") else {"stem": "small"}
+    model = create_model(name, num_classes=3, image_size=32, width=8, **arguments).train()
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
+    x, labels = torch.randn(6, 3, 32, 32), torch.tensor([0, 1, 1, 2, 2, 2])
+    losses = []
+    for _ in range(12):
+        loss = nn.functional.cross_entropy(model(x), labels)
+        losses.append(loss.item())
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert losses[-1] < 0.8 * losses[0]
+
+
 def test_convnext_sizes() -> None:
     """Without the classifier, and with one output: what a binary classifier on ConvNeXt has."""
     for name, backbone, binary in (

@@ -20,6 +20,8 @@ from tests.models.references import (
     build_reference,
     close,
     images,
+    narrow_resnet,
+    narrow_vgg11_bn,
     randomise,
     size_of,
     translated,
@@ -114,6 +116,22 @@ def test_outputs_statistics_and_gradients(name: str, tmp_path: Path) -> None:
         assert parameter.grad is not None, f"{key} gets no gradient"
         assert parameter.grad.abs().max() > 0, f"{key} gets no gradient"
         assert close(parameter.grad, gradients[key]), key
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("resnet18", {}), ("resnet50", {}), ("resnext50_32x4d", {"base_width": 1}), ("vgg11_bn", {})],
+)
+def test_narrow_networks_are_those_of_timm(name: str, arguments: dict[str, Any]) -> None:
+    reference = narrow_vgg11_bn(16) if name == "vgg11_bn" else narrow_resnet(name, 16)
+    randomise(reference).eval()
+    model = create_model(name, width=16, **arguments).eval()
+    model.load_state_dict(translated(model, reference.state_dict()))
+    x = images(2, 64)
+    with torch.inference_mode():
+        expected = reference(x)
+        assert expected.std() > 0.05, "the comparison would see nothing"
+        assert close(model(x), expected)
 
 
 @pytest.mark.parametrize("name", REFERENCES)
