@@ -6,9 +6,10 @@
 
 Speed: ResNet-18 and ResNet-50 from random weights on 224 x 224 pictures, batches of 32, SGD with momentum 0.9,
 RandomResizedCrop(224, scale (0.08, 1)) and a random flip. What else a peer does by default it does here. "By hand"
-is a peer with the settings that an expert would add; "bare" is a step on one batch in memory, without any loop. Every
-measurement is a process of its own and ends as soon as enough steps are timed, in the middle of an epoch, when files
-are still being read; the first steps are not counted. The sides take turns, forwards and backwards.
+is a peer with the settings that an expert would add; "bare" is a step on one batch in memory, without any loop. Both
+are in bfloat16 where the processor has instructions for it and in float32 elsewhere. Every measurement is a process of
+its own and ends as soon as enough steps are timed, in the middle of an epoch, when files are still being read; the
+first steps are not counted. The sides take turns, forwards and backwards.
 
 Accuracy: Fashion-MNIST as PNG files, the 10,000 test pictures measured after every epoch, seconds from the start of
 the command. What the test pictures say chooses nothing. A side that was interrupted goes on from its own checkpoint.
@@ -62,6 +63,16 @@ BEYOND = 16  # batches of the epoch after the last timed step: more than any pee
 TIMEOUT = 900.0
 CURVE = Path("run/metrics.jsonl")  # where every side writes {"epoch", "val_accuracy"}, an epoch a line
 LEVELS = (0.90, 0.92, 0.93, 0.94)
+
+
+def native_bfloat16() -> bool:
+    """Whether the processor multiplies in bfloat16; where that is not known, it does not."""
+    found = Path("/proc/cpuinfo")
+    return found.exists() and not {"avx512_bf16", "amx_bf16"}.isdisjoint(found.read_text().split())
+
+
+# What an expert would choose on this processor.
+PRECISION = "bfloat16" if native_bfloat16() else "float32"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +150,8 @@ def timm_speed(job: Job, clock: Stopwatch, more: str = "") -> None:
 
 
 def timm_by_hand(job: Job, clock: Stopwatch, more: str = "") -> None:
-    timm_speed(job, clock, f"--amp --amp-dtype bfloat16 --channels-last -j 2 {more}")
+    amp = "--amp --amp-dtype bfloat16" if PRECISION == "bfloat16" else ""
+    timm_speed(job, clock, f"{amp} --channels-last -j 2 {more}")
 
 
 def timm_compiled(job: Job, clock: Stopwatch) -> None:
@@ -245,7 +257,7 @@ def transformers_speed(job: Job, clock: Stopwatch, **arguments: Any) -> None:
 
 
 def transformers_by_hand(job: Job, clock: Stopwatch) -> None:
-    transformers_speed(job, clock, bf16=True, dataloader_num_workers=2)
+    transformers_speed(job, clock, bf16=PRECISION == "bfloat16", dataloader_num_workers=2)
 
 
 def keras_speed(job: Job, clock: Stopwatch, policy: str = "float32") -> None:
@@ -304,7 +316,7 @@ def keras_network(job: Job) -> Any:
 
 
 def bare_step(job: Job, clock: Stopwatch) -> None:
-    """bfloat16 autocast, channels-last, on one random batch in memory."""
+    """bfloat16 autocast or float32, channels-last, on one random batch in memory."""
     import torch
     import torchvision
 
@@ -315,7 +327,7 @@ def bare_step(job: Job, clock: Stopwatch) -> None:
     x = torch.randn(BATCH, 3, SIZE, SIZE).contiguous(memory_format=torch.channels_last)
     labels = torch.arange(BATCH) % len(classes(job))
     while True:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=PRECISION == "bfloat16"):
             loss = torch.nn.functional.cross_entropy(model(x), labels)
         loss.backward()
         optimizer.step()
@@ -424,9 +436,9 @@ OURS = "LeNeXt"
 SPEED = {
     OURS: Side(measure=lenext_speed, package="lenext"),
     "timm": Side(measure=timm_speed, package="timm", peer="timm", setting="defaults"),
-    "timm, by hand": Side(measure=timm_by_hand, package="timm", peer="timm", setting="bfloat16, channels-last"),
+    "timm, by hand": Side(measure=timm_by_hand, package="timm", peer="timm", setting=f"{PRECISION}, channels-last"),
     "timm, by hand, compiled": Side(
-        measure=timm_compiled, package="timm", peer="timm", setting="bfloat16, channels-last, torch.compile"
+        measure=timm_compiled, package="timm", peer="timm", setting=f"{PRECISION}, channels-last, torch.compile"
     ),
     "fastai": Side(measure=fastai_speed, package="fastai", peer="fastai", setting="defaults"),
     "Ultralytics": Side(measure=ultralytics_speed, package="ultralytics", peer="ultralytics", setting="defaults"),
@@ -435,11 +447,11 @@ SPEED = {
         measure=transformers_speed, package="transformers", peer="transformers", setting="defaults"
     ),
     "Hugging Face Trainer, by hand": Side(
-        measure=transformers_by_hand, package="transformers", peer="transformers", setting="bfloat16, 2 workers"
+        measure=transformers_by_hand, package="transformers", peer="transformers", setting=f"{PRECISION}, 2 workers"
     ),
-    "PyTorch, bare": Side(measure=bare_step, package="torch", setting="bfloat16, channels-last, no files"),
+    "PyTorch, bare": Side(measure=bare_step, package="torch", setting=f"{PRECISION}, channels-last, no files"),
     "PyTorch, bare, our memory": Side(
-        measure=bare_step_our_memory, package="torch", setting="bfloat16, channels-last, no files, our allocator"
+        measure=bare_step_our_memory, package="torch", setting=f"{PRECISION}, channels-last, no files, our allocator"
     ),
 }
 ACCURACY = {
@@ -486,7 +498,9 @@ def started(side: Side, job: Job) -> Iterator[subprocess.Popen]:
         "YOLO_OFFLINE": "true",
         "YOLO_CONFIG_DIR": job.work,
         "TF_CPP_MIN_LOG_LEVEL": "2",
-        "XDG_CACHE_HOME": f"{job.work}/cache",  # nothing is known from the measurement before
+        # Nothing is known from the measurement before.
+        "XDG_CACHE_HOME": f"{job.work}/cache",
+        "TORCHINDUCTOR_CACHE_DIR": f"{job.work}/inductor",
     }
     command = [str(python), str(Path(__file__).resolve()), "--inside", json.dumps(asdict(job))]
     with (Path(job.work) / "log.txt").open("a") as log:
@@ -600,8 +614,8 @@ def machine() -> dict[str, Any]:
     from lenext import runs
 
     found = runs.environment()
-    threads = os.environ.get("OMP_NUM_THREADS", "all")
-    return {key: found[key] for key in ("processor", "cores", "memory_gib", "torch", "python")} | {"threads": threads}
+    own = {"bfloat16": native_bfloat16(), "threads": os.environ.get("OMP_NUM_THREADS", "all")}
+    return {key: found[key] for key in ("processor", "cores", "memory_gib", "torch", "python")} | own
 
 
 def main() -> None:
@@ -692,11 +706,12 @@ def report(rows: list[dict[str, Any]]) -> str:
     machine = rows[-1]["machine"]
     rows = [row for row in rows if row["machine"] == machine]
     threads = "" if machine["threads"] == "all" else f", OMP_NUM_THREADS={machine['threads']}"
+    bfloat16 = "with" if machine["bfloat16"] else "without"
     lines = [
         "# Training beside its peers",
         "",
-        f"On {machine['cores']} cores of {machine['processor']}, {machine['memory_gib']} GiB, torch "
-        f"{machine['torch']}{threads}. Made by `python benchmarks/training.py`.",
+        f"On {machine['cores']} cores of {machine['processor']}, {bfloat16} instructions for bfloat16, "
+        f"{machine['memory_gib']} GiB, torch {machine['torch']}{threads}. Made by `python benchmarks/training.py`.",
     ]
     for model in MODELS:
         of = {name: found for name in SPEED if (found := of_side(rows, "speed", name, model))}
