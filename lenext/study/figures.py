@@ -125,7 +125,7 @@ def _comparisons(answers: Sequence[Answer]) -> Figure:
             (point,) = axes.plot([100 * answer.published], [place], "D", **look)
             named.setdefault("published", point)
     _plain(axes, xlabel="difference, percentage points")
-    _names(axes, wording.labels(answers))
+    _names(axes, ["\n".join(filter(None, label)) for label in wording.labels(answers)])
     figure.legend(named.values(), named.keys(), frameon=False, fontsize=9, ncols=4, loc="outside upper right")
     return figure
 
@@ -189,8 +189,8 @@ def _effects(findings: Findings) -> Figure:
         if one.low is not None and one.high is not None:
             axes.plot([100 * one.low, 100 * one.high], [place, place], color=BLUE, linewidth=2.4)
         axes.plot([100 * one.difference], [place], "o", color=BLUE, markersize=7)
-    _plain(axes, xlabel="main effect on accuracy, percentage points")
-    _names(axes, [f"{one.factor}: {one.level} against {one.against}" for one in known])
+    _plain(axes, xlabel="main effect on accuracy against the first level of the factor, percentage points")
+    _names(axes, [f"{one.factor}: {one.level}" for one in known])
     return figure
 
 
@@ -229,7 +229,8 @@ def _legend(figure: Figure, rows: Sequence[Row], *, points: bool = False) -> Non
 
 def _names(axes: Axes, names: Sequence[str]) -> None:
     """Name the places 0, 1, ... from the top downwards."""
-    axes.set_yticks(range(len(names)), [shorten(printable(name), LONGEST) for name in names])
+    lines = [[shorten(printable(line), LONGEST) for line in name.splitlines()] for name in names]
+    axes.set_yticks(range(len(names)), ["\n".join(part) for part in lines])
     axes.set_ylim(max(len(names), 1) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")

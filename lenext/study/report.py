@@ -34,9 +34,11 @@ def write(name: str, study: Study, folder: Path, seeds: int) -> Findings:
     folder.mkdir(parents=True, exist_ok=True)
     for file, text in tables.csv_files(findings).items():
         runs.write_text(folder / file, text)
-    runs.write_text(folder / MARKDOWN, tables.markdown(findings))
+    pictures = figures.draw(findings, folder / FIGURES)
+    links = [f"{FIGURES}/{one['path'].name}" for one in pictures.values()]
+    runs.write_text(folder / MARKDOWN, tables.markdown(findings, links))
     runs.write_text(folder / LATEX, tables.latex(findings))
-    _write_html(findings, folder, figures.draw(findings, folder / FIGURES))
+    _write_html(findings, folder, pictures)
     return findings
 
 

@@ -10,6 +10,7 @@ import csv
 import io
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import PurePath
 from typing import Any
 
 from lenext.evaluation.fonts import printable
@@ -22,7 +23,7 @@ from lenext.study.statistics import Mean
 LATEX = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
     ">": r"\textgreater{}", "|": r"\textbar{}", "[": "{[}", "]": "{]}", "*": "{*}",
-    wording.MINUS: "$-$", "×": r"$\times$", "±": r"$\pm$", "–": "--", "\N{THIN SPACE}": r"\,",
+    wording.MINUS: "$-$", "×": r"$\times$", "±": r"$\pm$", "–": "--",
     **{c: "\\" + c for c in "&%$#_{}"},
 }  # fmt: skip
 
@@ -136,8 +137,8 @@ def cell_texts(findings: Findings, row: Row) -> list[str]:
     ]
 
 
-def markdown(findings: Findings) -> str:
-    """The report as GitHub's Markdown."""
+def markdown(findings: Findings, pictures: Iterable[str]) -> str:
+    """The report as GitHub's Markdown. pictures: paths of the figures, seen from there."""
     study = findings.study
     parts = [f"# {_md(study.question)}", f"Study {_md(findings.name)}; {wording.runs_done(findings)}."]
     if findings.answers:
@@ -155,6 +156,8 @@ def markdown(findings: Findings) -> str:
     if findings.left:
         rows = [[one.run.name, one.state, one.reason or wording.DASH] for one in findings.left]
         parts += ["## What was not run", _md_table(["run", "state", "reason"], rows, words=3)]
+    if links := [f"![{PurePath(path).stem}]({path})" for path in pictures]:
+        parts += ["## Figures", *links]
     note = wording.pictures_note(findings)
     parts += ["## How it was measured", *([note] if note else []), *how(findings)]
     parts += [f"Ran on: {_md(machine)}" for machine in findings.machines]
@@ -222,8 +225,8 @@ def how(findings: Findings) -> list[str]:
         "Intervals are of 95 %, by Student's t over seeds, each for itself; p values are of the paired t test, "
         "corrected for all comparisons together (Holm 1979). Confirmed: significant at 5 % after correction, and of "
         "the expected sign; refuted: of the other; undecided: not significant, which does not show equality.",
-        "Accuracy is that of the epoch with the best validation. Overfitting is training minus validation accuracy in "
-        "the last epoch, training accuracy being that of the pictures as they were trained on, with their random "
+        "Accuracy is that of the epoch that validated best. Overfitting is training minus validation accuracy in the "
+        "last epoch, training accuracy being that of the pictures as they were trained on, with their random "
         "changes. Speed of learning is the validation accuracy, averaged over the epochs. Training time is that of all "
         "epochs with validation, and parameters and multiply-adds of one picture are those of the network as trained.",
     ]
@@ -242,7 +245,7 @@ def latex(findings: Findings) -> str:
     ]
     if findings.answers:
         rows = []
-        for name, answer in zip(wording.labels(findings.answers), findings.answers):
+        for (change, about), answer in zip(wording.labels(findings.answers), findings.answers):
             effect = answer.effect
             low_high = wording.DASH
             if effect and effect.low is not None:
@@ -252,6 +255,7 @@ def latex(findings: Findings) -> str:
                 low_high,
                 wording.points(answer.published, 2),
             ]
+            name = f"{change} ({about})" if about else change
             rows.append([name, *numbers, wording.p_value(answer.p), answer.verdict])
         head = ["change", "points", "95 % interval", "published", "p, corrected", "verdict"]
         lines += ["", *_tex_table("Paired effects over seeds.", f"{label}-comparisons", head, rows, words=1)]

@@ -79,7 +79,7 @@ def million(value: int | None) -> str:
     if value is None:
         return DASH
     size = value / 1e6
-    return f"{size:.3f}" if size < 1 else f"{size:.2f}" if size < 100 else f"{size:,.0f}".replace(",", "\N{THIN SPACE}")
+    return f"{size:.3f}" if size < 1 else f"{size:.2f}" if size < 100 else f"{size:,.0f}"
 
 
 def sentence(answer: Answer) -> str:
@@ -90,7 +90,7 @@ def sentence(answer: Answer) -> str:
         return f"{change}: not measured, as no seed is done with both"
     places = digits(effect)
     size = points(abs(effect.difference), places, "")
-    verb = (less if effect.difference < 0 else more).format(size + (" point" if size == "1.0" else " points"))
+    verb = (less if effect.difference < 0 else more).format(f"{size} points")
     if effect.low is None or effect.high is None:
         return f"{change} {verb} with the one seed that both are done with, which gives no interval"
     seeds = count(effect.n, "seed")
@@ -119,27 +119,27 @@ def remark(findings: Findings, answer: Answer) -> str:
         parts.append(p_is(answer.p) + several)
     if answer.published is not None:
         parts.append(f"published: {points(answer.published, 2)} points")
-    elif answer.expected:
-        parts.append(f"expected: {answer.expected}")
+    if answer.comparison.expected:
+        parts.append(f"expected: {answer.comparison.expected}")
     return "; ".join(parts)
 
 
 def whole(findings: Findings, answer: Answer) -> str:
     """Question, sentence, verdict and remark on one line."""
     question, behind = answer.comparison.question, remark(findings, answer)
-    question += "" if question.endswith(("?", "?", ".", ":")) else ":"
+    question += "" if question.endswith(("?", "\N{FULLWIDTH QUESTION MARK}", ".", ":")) else ":"
     return f"{question} {capital(sentence(answer))}: {answer.verdict}" + (f" ({behind})" if behind else "")
 
 
-def labels(answers: Sequence[Answer]) -> list[str]:
-    """What changes in each comparison, in few words, with what else tells it from the others."""
+def labels(answers: Sequence[Answer]) -> list[tuple[str, str]]:
+    """What changes in each comparison, in few words, and what else tells it from the others, which may be nothing."""
     made = []
     for answer in answers:
         asked = answer.comparison
         same = sum((one.comparison.change, one.comparison.measure) == (asked.change, asked.measure) for one in answers)
         about = [asked.cell] if same > 1 else []
         about += [] if asked.measure == "accuracy" else [asked.measure]
-        made.append(asked.change + (f" ({'; '.join(about)})" if about else ""))
+        made.append((asked.change, "; ".join(about)))
     return made
 
 

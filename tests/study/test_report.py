@@ -99,7 +99,7 @@ def test_tables_hold_the_results(whole):
     assert float(effects[0]["difference"]) == pytest.approx(0.08, abs=0.01)
 
 
-def test_comparisons_are_corrected_and_judged(whole):
+def test_comparisons_are_corrected_and_judged(whole, capsys):
     _, folder, findings = whole
     size, overfitting, speed = table(folder, "comparisons.csv")
     assert (size["verdict"], size["expected"], size["published_difference"]) == ("confirmed", "more", "0.04")
@@ -113,8 +113,10 @@ def test_comparisons_are_corrected_and_judged(whole):
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert page.index("A larger network gains") < page.index('id="cells"')
     assert "Another 10,000 test pictures would add about" in page
-    _, lines = report.summary(findings)
-    assert lines[0].startswith("Is larger better? A larger network gains")
+    report.show(findings)
+    shown = capsys.readouterr().out
+    assert "- Is larger better? A larger network gains" in shown
+    assert str(folder / "report.html") in shown
 
 
 def test_the_page_needs_nothing_else(whole):
@@ -257,7 +259,7 @@ def answer(difference, low, high, p, *, said, measure="accuracy", n=5):
         ),
         (
             answer(0.01, 0.004, 0.016, 0.001, said="refuted"),
-            "removing shortcuts gains 1.0 point (95 % interval 0.4 to 1.6, over 5 seeds)",
+            "removing shortcuts gains 1.0 points (95 % interval 0.4 to 1.6, over 5 seeds)",
         ),
         (
             answer(0.003, -0.005, 0.011, 0.5, said="undecided", n=3),
