@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
 import types
 import typing
@@ -54,6 +55,9 @@ class TrainConfig:
         micro_batch: Pictures that go through the network at once on one device; gradients add up to the batch. Chosen
             when not given: the whole batch, halved until it fits the memory.
         image_size: Side of the square network input, pixels. Chosen when not given: by the pictures and the model.
+        mean: Mean of each of the three channels that inputs are normalised with, of pixels from 0 to 1. The network's
+            own when not given.
+        std: Deviation of each of the three channels, likewise.
         start_size: Side of the input in the first epochs, pixels; it grows to image_size over two thirds of the run.
             The same as image_size when not given.
         lr: Peak learning rate. Chosen when not given: by optimiser and by pretraining.
@@ -110,6 +114,8 @@ class TrainConfig:
         test_fraction: Share of each class held out for the final test where the data has no splits at all.
         train_fraction: Share of the training pictures that are used, of each class; the rest is left out. For quick
             tries and curves of accuracy over data.
+        val_as_test: The data's own validation pictures are for the test, and others are held out of training in their
+            place, as is usual where the labels of the test pictures were never published.
         folds: Parts of a cross-validation, of which one validates and the others train. 0: val_fraction instead.
         fold: Which part validates, from 0.
         max_unreadable: Share of unreadable pictures above which the run does not start.
@@ -144,6 +150,8 @@ class TrainConfig:
     batch_size: int | None = None
     micro_batch: int | None = None
     image_size: int | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
     start_size: int | None = None
     lr: float | None = None
     optimizer: Optimizer = "adamw"
@@ -187,6 +195,7 @@ class TrainConfig:
     val_fraction: float = 0.15
     test_fraction: float = 0.15
     train_fraction: float = 1.0
+    val_as_test: bool = False
     folds: int = 0
     fold: int = 0
     max_unreadable: float = 0.05
@@ -207,8 +216,7 @@ class TrainConfig:
     track: str = "tensorboard"
 
     def __post_init__(self) -> None:
-        hints = typing.get_type_hints(type(self))
-        for name, hint in hints.items():
+        for name, hint in _hints().items():
             if not _fits(getattr(self, name), hint):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be {_spoken(hint)}")
         for name in POSITIVE:
@@ -234,6 +242,12 @@ class TrainConfig:
         ):
             if (value := getattr(self, name)) is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name} is {value}; it is a share between 0 and 1")
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            if value is not None and not (len(value) == 3 and all(0 <= x <= 1 for x in value)):
+                raise ValueError(f"{name} is {value}; it is three numbers between 0 and 1, such as [0.5, 0.5, 0.5]")
+        if self.std is not None and 0 in self.std:
+            raise ValueError(f"std is {self.std}; inputs are divided by it, so none of it is 0")
         if self.folds == 1 or (self.fold and self.fold >= self.folds):
             raise ValueError(f"fold is {self.fold} of {self.folds} folds; folds is at least 2 and fold less than that")
         if self.views is not None and not 1 <= self.views <= 8:
@@ -294,8 +308,7 @@ def described_fields() -> list[tuple[str, Any, Any, str]]:
     from docstring_parser import parse
 
     texts = {p.arg_name: " ".join((p.description or "").split()) for p in parse(TrainConfig.__doc__ or "").params}
-    hints = typing.get_type_hints(TrainConfig)
-    defaults = TrainConfig()
+    hints, defaults = _hints(), TrainConfig()
     return [(name, hints[name], getattr(defaults, name), texts[name]) for name in FIELDS]
 
 
@@ -345,10 +358,18 @@ def nearest(word: str, known: typing.Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+@functools.cache
+def _hints() -> dict[str, Any]:
+    """{setting: its type}; a large study builds thousands of configurations."""
+    return typing.get_type_hints(TrainConfig)
+
+
 def _as_float(key: str, value: Any) -> Any:
-    hint = typing.get_type_hints(TrainConfig)[key]
-    accepts_float = hint is float or float in typing.get_args(hint)
-    return float(value) if accepts_float and type(value) is int else value
+    hint = _hints()[key]
+    accepted = (hint, *typing.get_args(hint))
+    if list[float] in accepted and isinstance(value, list):
+        return [float(item) if type(item) is int else item for item in value]
+    return float(value) if float in accepted and type(value) is int else value
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -359,6 +380,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return value in options
     if origin is dict:
         return isinstance(value, dict)
+    if origin is list:
+        return isinstance(value, list) and all(_fits(item, options[0]) for item in value)
     if hint in (int, float):
         return type(value) is hint  # bool is an int to Python, not to a user
     return isinstance(value, hint)
@@ -370,5 +393,7 @@ def _spoken(hint: Any) -> str:
         return " or ".join(_spoken(option) for option in options if option is not type(None))
     if origin is Literal:
         return "one of " + ", ".join(map(str, options))
+    if origin is list:
+        return "a list such as [0.5, 0.5, 0.5]"
     names: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
     return names.get(hint, "a mapping")

@@ -31,6 +31,7 @@ class SplitOptions:
     val_fraction: float = 0.15
     test_fraction: float = 0.15
     train_fraction: float = 1.0
+    val_as_test: bool = False
     folds: int = 0
     fold: int = 0
 
@@ -165,6 +166,9 @@ def fill_splits(samples: Samples, options: SplitOptions, together: np.ndarray | 
         raise ValueError(f"val_fraction {val} and test_fraction {test} leave nothing to train on")
     VAL, TRAIN = SPLITS.index("val"), SPLITS.index("train")
     sides = samples.splits.copy()
+    if options.val_as_test:
+        _require_val_only(sides)
+        sides[sides == VAL] = SPLITS.index("test")
     if (sides == UNSPLIT).all():
         rows, shares = np.arange(len(samples)), {"val": val, "test": test}
     elif (sides == UNSPLIT).any():
@@ -181,6 +185,14 @@ def fill_splits(samples: Samples, options: SplitOptions, together: np.ndarray | 
         fold = splits.folds(samples.take(rows), options.folds, options.seed, _rows(together, rows))
         sides[rows] = np.where(fold == options.fold, VAL, TRAIN)
     return replace(samples, splits=sides)
+
+
+def _require_val_only(sides: np.ndarray) -> None:
+    """ValueError where the data's validation pictures cannot become its test pictures."""
+    if not (sides == SPLITS.index("val")).any():
+        raise ValueError("--val-as-test true: the data has no validation pictures of its own; leave it out")
+    if (sides == SPLITS.index("test")).any():
+        raise ValueError("--val-as-test true: the data has test pictures already; leave it out")
 
 
 def _rows(column: np.ndarray | None, rows: np.ndarray) -> np.ndarray | None:

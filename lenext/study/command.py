@@ -33,10 +33,12 @@ def list(name: str | None = None, data: str | None = None) -> bool:
     with terminal.bar("timing a few steps of each network", total) as bar:
         for known, study in studies:
             found = _estimates(study, study.pictures, study.classes, bar.advance)
-            seconds = study.seeds * sum(one.seconds for one in found.values())
+            seconds = study.seeds * sum(one.seconds for one in found.values()) / runner.places()
             table.add_row(known, f"{len(study.cells)} x {study.seeds}", duration(seconds), escape(study.question))
     terminal.output.print(table)
-    terminal.output.print("Runs: cells x seeds. Time: a few steps of each network, timed here, times their number.")
+    terminal.output.print(
+        f"Runs: cells x seeds. Time: a few steps of each network, timed here, times their number, {_beside()}."
+    )
     terminal.output.print("next         lenext study list NAME, lenext study run NAME")
     return True
 
@@ -117,14 +119,19 @@ def _show_cells(name: str, study: Study, data: str | None) -> None:
             duration(one.seconds),
             "" if published is None else f"{100 * published:.2f} %",
         )
-    seconds = study.seeds * sum(one.seconds for one in found.values())
+    seconds = study.seeds * sum(one.seconds for one in found.values()) / runner.places()
     terminal.output.print(f"{escape(study.question)}\n")
     terminal.output.print(table)
     terminal.output.print(
-        f"\n{len(study.cells)} cells, each from {study.seeds} seeds: {duration(seconds)} here, one after another"
+        f"\n{len(study.cells)} cells, each from {study.seeds} seeds: {duration(seconds)} in all, {_beside()}\n"
     )
     for comparison in study.comparisons:
         terminal.output.print(f"- {escape(comparison.question)}")
+
+
+def _beside() -> str:
+    count = runner.places()
+    return f"{count} runs side by side" if count > 1 else "one run after another"
 
 
 def _estimates(study: Study, pictures: int, classes: int, tick: Any) -> dict[str, estimate.Estimate]:

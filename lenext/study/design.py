@@ -8,6 +8,7 @@ seed, so that comparisons are paired.
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import runpy
 import traceback
@@ -24,12 +25,15 @@ Measure = Literal["accuracy", "overfitting", "speed of learning"]
 FOLDER = Path(__file__).parents[1] / "studies"
 # What the runner decides for every run.
 RESERVED = ("data", "seed", "devices", "nodes")
+# As a teacher: the run of another cell with the same seed.
+TAUGHT_BY = "cell:"
 
 
 @dataclass(frozen=True)
 class Factor:
     """Something that is varied. levels: {name: settings of TrainConfig that make it so}; `{}` is the base as it is.
 
+    The setting teacher may be "cell:NAME": the run of that cell with the same seed, which is then trained before.
     product_of: names of earlier factors. The level, one of two, is then set by theirs, the product of their signs, so
     that a fraction of all cells is enough (Box, Hunter, Hunter: Statistics for Experimenters, chapter 6).
     """
@@ -97,6 +101,9 @@ class Study:
             self.cell(word, "published names")
             if not 0 <= accuracy <= 1:
                 raise ValueError(f"published: the accuracy of {word!r} is {accuracy}; it is a share between 0 and 1")
+        for cell in self.cells.values():
+            if cell.teacher and self.cell(cell.teacher, f"the teacher of {cell.name!r} is").teacher:
+                raise ValueError(f"the teacher of {cell.name!r} is {cell.teacher!r}, which is taught by a cell itself")
         for comparison in self.comparisons:
             for word in (comparison.cell, comparison.against):
                 self.cell(word, f"the comparison {comparison.question!r} names")
@@ -109,6 +116,10 @@ class Study:
         names = [other.name for other in before]
         if factor.name in names:
             raise ValueError(f"there are two factors called {factor.name!r}")
+        if factor.product_of and len({*factor.product_of}) < max(len(factor.product_of), 2):
+            raise ValueError(
+                f"factor {factor.name!r} is a product of {factor.product_of}; it takes two factors or more"
+            )
         for word in factor.product_of:
             if word not in names:
                 hint = nearest(word, names)
@@ -179,14 +190,21 @@ class Cell:
         """The name as a folder's."""
         return re.sub(r"[^\w.+-]+", "_", self.name).strip("_.") or "cell"
 
+    @property
+    def teacher(self) -> str | None:
+        """The name of the cell whose runs teach those of this one."""
+        word = str(self.settings.get("teacher"))
+        return word.removeprefix(TAUGHT_BY) if word.startswith(TAUGHT_BY) else None
+
 
 @dataclass(frozen=True)
 class Run:
-    """A cell with a seed: one training. folder: its run folder."""
+    """A cell with a seed: one training. folder: its run folder. teacher: that of the run that has to be done before."""
 
     cell: Cell
     seed: int
     folder: Path
+    teacher: Path | None = None
 
     @property
     def name(self) -> str:
@@ -195,7 +213,8 @@ class Run:
     @property
     def request(self) -> dict[str, Any]:
         """What training is asked for, but for the data."""
-        return {**self.cell.settings, "seed": self.seed}
+        taught = {"teacher": os.path.abspath(self.teacher)} if self.teacher else {}
+        return {**self.cell.settings, **taught, "seed": self.seed}
 
 
 def plan(study: Study, folder: Path, seeds: int) -> list[Run]:
@@ -205,8 +224,12 @@ def plan(study: Study, folder: Path, seeds: int) -> list[Run]:
         other = slugs.setdefault(cell.slug.casefold(), cell.name)
         if other != cell.name:
             raise ValueError(f"the cells {other!r} and {cell.name!r} would share a folder; give one another name")
+
+    def place(name: str, seed: int) -> Path:
+        return folder / "runs" / study.cells[name].slug / f"seed-{seed}"
+
     return [
-        Run(cell, seed, folder / "runs" / cell.slug / f"seed-{seed}")
+        Run(cell, seed, place(cell.name, seed), place(cell.teacher, seed) if cell.teacher else None)
         for seed in range(seeds)
         for cell in study.cells.values()
     ]

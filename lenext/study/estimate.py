@@ -19,14 +19,13 @@ from lenext.training.devices import device_of
 from lenext.version import __version__
 
 STEPS = 2  # timed ones, after one that builds kernels
-PIXELS = 16 * 64 * 64  # of a timed batch, about: more take longer and tell no more
-MOST = 16  # pictures in it
+PIXELS = 64 * 32 * 32  # of a timed batch on a CPU, about: more take longer and tell no more
 STARTED = 25.0  # seconds that a run takes besides its steps: to begin, and to measure and draw the result
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """seconds: of one run, alone on the machine. images_per_second: of training steps. parameters: of the network."""
+    """Of one run, in its place beside others: seconds, training pictures a second, parameters of the network."""
 
     seconds: float
     images_per_second: float
@@ -72,11 +71,10 @@ class Network:
 def images_per_second(network: Network, batch_size: int, *, accelerator: str = "auto") -> float:
     """Training pictures a second, as remembered or timed now on random ones."""
     device, size = device_of(accelerator), network.image_size
-    batch = batch_size if device.type == "cuda" else min(batch_size, MOST, PIXELS // size**2)
+    batch = batch_size if device.type == "cuda" else min(batch_size, PIXELS // size**2)
     batch = max(batch, 2)  # a batch norm needs two
     key: dict[str, Any] = {
         "processor": runs.processor_name(),
-        "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if device.type == "cuda" else None,
         "torch": torch.__version__,
         "lenext": __version__,
@@ -95,14 +93,18 @@ def _step_seconds(model: nn.Module, x: torch.Tensor) -> float:
     """Of a forward and a backward pass, channels-last, in the arithmetic that a study trains in."""
     gpu = x.device.type == "cuda"
     model, x = model.train().to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
-    seconds = []
-    for _ in range(1 + STEPS):
-        start = time.perf_counter()
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=gpu and torch.cuda.is_bf16_supported()):
-            outputs = model(x)
-        outputs.float().square().mean().backward()
-        if gpu:
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-        model.zero_grad(set_to_none=True)
+    seconds, threads = [], torch.get_num_threads()
+    torch.set_num_threads(1)  # as many runs as there are cores go side by side
+    try:
+        for _ in range(1 + STEPS):
+            start = time.perf_counter()
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=gpu and torch.cuda.is_bf16_supported()):
+                outputs = model(x)
+            outputs.float().square().mean().backward()
+            if gpu:
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - start)
+            model.zero_grad(set_to_none=True)
+    finally:
+        torch.set_num_threads(threads)
     return min(seconds[1:])

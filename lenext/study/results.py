@@ -50,12 +50,12 @@ class Result:
     @property
     def seconds(self) -> float | None:
         """Of training and validating, over all epochs."""
-        return sum(row["seconds"] for row in self.history) if self.history else None
+        return sum(row.get("seconds") or 0 for row in self.history) if self.history else None
 
     @property
     def images_per_second(self) -> float | None:
         """Training pictures a second, averaged over the epochs after the first, which warms up."""
-        rates = [row["images_per_second"] for row in self.history[1:] or self.history]
+        rates = [rate for row in self.history[1:] or self.history if (rate := row.get("images_per_second"))]
         return sum(rates) / len(rates) if rates else None
 
     @property

@@ -16,31 +16,23 @@ nothing; more seeds or levels train only what is new.
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import hashlib
 import logging
 import os
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
-import yaml
 from filelock import FileLock, Timeout
 
-from lenext import models, runs, terminal
-from lenext.config import TrainConfig
+from lenext import runs, terminal
 from lenext.data import dataset
 from lenext.data.dataset import DataOptions
 from lenext.data.sources import absolute
-from lenext.study import design, results
-from lenext.study.design import Cell, Run, Study
-from lenext.training import begin, prepare, process
-from lenext.training.choose import choose
+from lenext.study import design, ready, results
+from lenext.study.design import Run, Study
+from lenext.training import process
 from lenext.training.interruption import Interruption
 
 log = logging.getLogger("lenext")
@@ -48,11 +40,6 @@ log = logging.getLogger("lenext")
 RUNNING = "running.json"
 # A run that nothing is known of yet is not started with less free memory, MiB.
 UNKNOWN_MEMORY = 2048
-# Files that the report is made from, and the classifier.
-KEPT_WHOLE = (runs.CONFIG, runs.DATA, runs.METRICS, "evaluation.json", runs.CLASSIFIER)
-# What every run of a study does unless the study says otherwise: nothing is timed, because runs side by side would
-# measure one another, and settings that differ would make them hard to compare.
-QUIET: dict[str, Any] = {"speed": "off", "cache": True, "track": "none"}
 
 
 def default_folder(name: str) -> Path:
@@ -104,9 +91,9 @@ def run(
         with FileLock(folder / "study.lock", timeout=0), Interruption():
             try:
                 _end_left_over(folder)
-                _require_same_requests(planned)
-                _require_sound(study, planned, data, folder)
-                waiting = _to_do(planned)
+                ready.require_same_requests(planned)
+                ready.require_sound(study, data, folder)
+                waiting = ready.to_do(planned)
                 log.info("%d of %d runs have ended already", len(planned) - len(waiting), len(planned))
                 work = _Work(folder, data, len(planned), waiting, _slots(devices, len(waiting)))
                 work.go_on(end)
@@ -120,143 +107,12 @@ def run(
         raise ValueError(f"another lenext study is at work in {folder}; wait for it, or choose another --out") from None
 
 
-# ------------------------------------------------------------------------------------------------------- before
-
-
 def _end_left_over(folder: Path) -> None:
     """Stop the runs of a study that was killed; they save and are gone on with."""
     if (folder / RUNNING).is_file():
         for mark in runs.read_json(folder / RUNNING):
             process.stop_left_over(mark)
         (folder / RUNNING).unlink()
-
-
-def _require_same_requests(planned: Sequence[Run]) -> None:
-    """ValueError where a run was begun with other settings than the study has now."""
-    for one in planned:
-        file = one.folder.with_name(one.folder.name + ".yaml")
-        if not (file.is_file() and one.folder.is_dir()):
-            continue
-        before = yaml.safe_load(file.read_text(encoding="utf-8"))
-        if before != (now := _plain(_request(one))):
-            keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-            changes = ", ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in keys)
-            raise ValueError(
-                f"{one.folder} was made with other settings ({changes}); put the study back as it was, choose another "
-                f"--out, or remove that folder"
-            )
-
-
-def _require_sound(study: Study, planned: Sequence[Run], data: str, folder: Path) -> None:
-    """Read the data and try to build every network, once, before the first run; ValueError for what cannot work."""
-    cells = list(study.cells.values())
-    configs = {cell.name: begin.configure({**QUIET, **cell.settings, "data": data}) for cell in cells}
-    found = {}
-    for option in design.distinct(prepare.data_options(config) for config in configs.values()):
-        # Every picture is looked at, also where the runs do not: what changes between them has to be noticed.
-        read = dataset.read(data, dataclasses.replace(option, check=True))
-        if option.check:
-            prepare.require_sound(read, max(config.max_unreadable for config in configs.values()))
-        found[hashlib.sha256(repr(option).encode()).hexdigest()[:8]] = read.membership()
-        _require_buildable(cells, configs, read)
-    _require_unchanged(data, found, folder)
-
-
-def _require_buildable(cells: Sequence[Cell], configs: dict[str, TrainConfig], read: dataset.Dataset) -> None:
-    """ValueError, naming the cell, for a network that cannot be built or trained as asked."""
-    seen = set()
-    for cell in cells:
-        config = configs[cell.name]
-        # Thousands of cells may share a few networks.
-        key = (config.model, config.pretrained, config.image_size, config.start_size, repr(config.arguments))
-        if key in seen:
-            continue
-        seen.add(key)
-        try:
-            chosen, _ = choose(config, read.samples)
-            assert chosen.model is not None
-            with torch.device("meta"):
-                models.create_model(
-                    chosen.model, len(read.samples.classes), image_size=chosen.image_size, **chosen.arguments
-                )
-        except ValueError as error:
-            raise ValueError(f"the cell {cell.name!r} cannot be built: {error}") from None
-
-
-def _require_unchanged(data: str, found: dict[str, Any], folder: Path) -> None:
-    """Keep which pictures the study is made with; ValueError, naming what changed, if they are others now."""
-    import pyarrow.parquet as pq
-
-    for options, membership in found.items():
-        file = folder / f"samples-{options}.parquet"
-        if not file.is_file():
-            runs.write_atomically(file, functools.partial(pq.write_table, membership))
-            continue
-        before = pq.read_table(file)
-        if dataset.fingerprint(before) != dataset.fingerprint(membership):
-            raise ValueError(
-                f"{data} is not what the study in {folder} was begun with ({dataset.differences(before, membership)}). "
-                "Put it back as it was, or choose another --out"
-            )
-
-
-def _to_do(planned: Sequence[Run]) -> list[Run]:
-    """The runs that are not done; a run that was done and is gone or damaged since is said, and put aside."""
-    waiting = []
-    for one in planned:
-        receipt = _receipt(one)
-        if results.has_diverged(one):
-            log.warning("%s has diverged, as it would again; it is left as it is", one.name)
-            continue
-        if receipt.is_file():
-            if (wrong := _damage(one, runs.read_json(receipt))) is None:
-                continue
-            log.warning("%s: %s; it is run again", one.name, wrong)
-            receipt.unlink()
-            _put_aside(one.folder)
-        waiting.append(one)
-    return waiting
-
-
-def _damage(one: Run, digests: dict[str, str]) -> str | None:
-    """What is wrong with a run that was done; None if it is whole."""
-    if not one.folder.is_dir():
-        return f"{one.folder} is gone"
-    for name, digest in digests.items():
-        if not (one.folder / name).is_file():
-            return f"{one.folder / name} is gone"
-        if _digest(one.folder / name) != digest:
-            return f"{one.folder / name} is not as the run wrote it"
-    return None
-
-
-def _put_aside(folder: Path) -> None:
-    """Keep a folder under a name that nothing reads."""
-    if folder.is_dir():
-        numbers = (f"{folder.name}.damaged-{n}" for n in range(1, 10_000))
-        folder.rename(folder.with_name(next(name for name in numbers if not folder.with_name(name).exists())))
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
-
-
-def _receipt(one: Run) -> Path:
-    return one.folder.with_name(one.folder.name + ".json")
-
-
-def _request(one: Run) -> dict[str, Any]:
-    return {**QUIET, **one.request}
-
-
-def _plain(settings: dict[str, Any]) -> Any:
-    """As YAML gives it back."""
-    return yaml.safe_load(_yaml(settings))
-
-
-def _yaml(settings: dict[str, Any]) -> str:
-    return yaml.safe_dump(settings, allow_unicode=True, sort_keys=False)
 
 
 # ------------------------------------------------------------------------------------------------------ at work
@@ -270,17 +126,26 @@ class _Slot:
     cores: tuple[int, ...] | None
 
 
+def places() -> int:
+    """How many runs go side by side on this machine."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else len(_cores())
+
+
 def _slots(devices: int | None, most: int) -> list[_Slot]:
     """Places for as many runs as go side by side: a GPU each, or equal parts of the cores."""
+    count = max(min(devices or places(), places(), most), 1)
     if torch.cuda.is_available():
-        count = min(devices or torch.cuda.device_count(), torch.cuda.device_count())
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        names = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
-        return [_Slot({"CUDA_VISIBLE_DEVICES": names[i]}, None) for i in range(max(min(count, most), 1))]
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
-    count = max(min(devices or len(cores), len(cores), most), 1)
+        names = visible.split(",") if visible else [str(i) for i in range(count)]
+        return [_Slot({"CUDA_VISIBLE_DEVICES": name}, None) for name in names[:count]]
+    cores = _cores()
     parts = [tuple(cores[i * len(cores) // count : (i + 1) * len(cores) // count]) for i in range(count)]
     return [_Slot({"OMP_NUM_THREADS": str(len(part))}, part) for part in parts]
+
+
+def _cores() -> list[int]:
+    """Those that this process may use."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [*range(os.cpu_count() or 1)]
 
 
 @dataclass
@@ -308,14 +173,27 @@ class _Work:
                 while self.waiting or self.running:
                     if deadline is not None and time.monotonic() > deadline:
                         return
-                    while self.waiting and self.free and self._has_memory(self.waiting[0]):
-                        self._start(self.waiting.pop(0), self.free.pop(0))
+                    while self.free and (one := self._next()):
+                        self._start(one, self.free.pop(0))
                     time.sleep(process.POLL)
-                    for one in [one for one in self.running if one.process.has_ended()]:
-                        self._end(one)
+                    for ended in [one for one in self.running if one.process.has_ended()]:
+                        self._end(ended)
                     bar.to(self.planned - len(self.waiting) - len(self.running), note=self._note())
         finally:
             self._stop()
+
+    def _next(self) -> Run | None:
+        """The next run to begin, out of those that wait; None while none can."""
+        at_work = [*self.waiting, *(other.run for other in self.running)]
+        for one in list(self.waiting):
+            if one.teacher and not runs.is_finished(one.teacher):
+                if all(other.folder != one.teacher for other in at_work):
+                    self.waiting.remove(one)
+                    self._fail(one, f"its teacher, {one.cell.teacher}, has no result")
+            elif self._has_memory(one):
+                self.waiting.remove(one)
+                return one
+        return None
 
     def _has_memory(self, one: Run) -> bool:
         """Whether another run fits the memory beside those at work; alone, a run is always tried."""
@@ -331,7 +209,7 @@ class _Work:
 
     def _start(self, one: Run, slot: _Slot) -> None:
         results.failure_file(one).unlink(missing_ok=True)
-        arguments = process.train_or_resume(self.data, one.folder, _yaml(_request(one)))
+        arguments = process.train_or_resume(self.data, one.folder, ready.request(one))
         log.info("%s: %s", one.name, "going on" if "--resume" in arguments else "begins")
         training = process.Process(arguments, one.folder, environment=slot.environment, cores=slot.cores)
         self.running.append(_Running(one, slot, training, time.monotonic()))
@@ -344,12 +222,10 @@ class _Work:
         if why is None and not runs.is_finished(one.folder):
             why = "it ended without a result"
         if why is not None:
-            self.failed.append(one)
-            runs.write_text(results.failure_file(one), why + "\n")
-            log.error("%s failed: %s", one.name, why)
+            self._fail(one, why)
         else:
             process.forget_messages(one.folder)
-            runs.write_json(_receipt(one), {name: _digest(one.folder / name) for name in KEPT_WHOLE})
+            ready.write_receipt(one)
             result = results.read_run(one)
             self.memory[one.cell.name] = max(result.peak_memory_mib or 0, self.memory.get(one.cell.name, 0))
             done = self.planned - len(self.waiting) - len(self.running)
@@ -358,6 +234,12 @@ class _Work:
                 "%s: %.2f %%, %.0f s (%d of %d)", one.name, 100 * (result.accuracy or 0), seconds, done, self.planned
             )
         self._write_marks()
+
+    def _fail(self, one: Run, why: str) -> None:
+        self.failed.append(one)
+        one.folder.parent.mkdir(parents=True, exist_ok=True)
+        runs.write_text(results.failure_file(one), why + "\n")
+        log.error("%s failed: %s", one.name, why)
 
     def _stop(self) -> None:
         """Let everything that runs save and end, all at once."""

@@ -203,8 +203,7 @@ def _new_classifier(config: TrainConfig, samples: Samples, fingerprint: dict[str
 def _running(config: TrainConfig) -> Iterator[tuple[Any, Interruption]]:
     """The processes of a training, interruptible."""
     tracking.require(config.trackers)
-    if config.speed != "off":
-        allocator.keep_memory()
+    allocator.keep_memory()
     with Interruption() as interruption:
         fabric = devices.launch(
             config.accelerator, config.devices, config.nodes, config.strategy, freezes=config.freeze > 0

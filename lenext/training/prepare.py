@@ -128,7 +128,18 @@ def preprocess_of(config: TrainConfig) -> Preprocess:
     assert config.model is not None
     assert config.image_size is not None
     default = models.default_preprocess(config.model)
-    return dataclasses.replace(default, image_size=config.image_size, crop_fraction=1.0)
+    return dataclasses.replace(
+        default,
+        image_size=config.image_size,
+        crop_fraction=1.0,
+        mean=_three(config.mean) if config.mean else default.mean,
+        std=_three(config.std) if config.std else default.std,
+    )
+
+
+def _three(channels: list[float]) -> tuple[float, float, float]:
+    red, green, blue = channels
+    return red, green, blue
 
 
 def fresh_head(config: TrainConfig, module: nn.Module) -> nn.Module | None:
