@@ -11,7 +11,6 @@ from torch import nn
 
 from lenext import models, runs
 from lenext.config import TrainConfig
-from lenext.models import catalogue
 from lenext.study.design import Cell
 from lenext.training import begin
 from lenext.training.choose import FROM_SCRATCH, small_arguments
@@ -40,9 +39,8 @@ def estimate(cell: Cell, pictures: int, classes: int) -> Estimate:
     config = begin.configure(dict(cell.settings))
     network = Network.of(config, classes)
     rate = images_per_second(network, config.batch_size or 64, accelerator=config.accelerator)
-    parameters, _ = catalogue.count(
-        network.name, num_classes=classes, image_size=network.image_size, **network.arguments
-    )
+    with torch.device("meta"):
+        parameters = sum(parameter.numel() for parameter in network.build().parameters())
     if config.epochs is None:
         return Estimate(config.time_budget, rate, parameters)
     work = config.epochs * pictures * config.train_fraction

@@ -30,6 +30,7 @@ from lenext import runs, terminal
 from lenext.data import dataset
 from lenext.data.dataset import DataOptions
 from lenext.data.sources import absolute
+from lenext.evaluation.report import duration
 from lenext.study import design, ready, results
 from lenext.study.design import Run, Study
 from lenext.training import process
@@ -164,10 +165,12 @@ class _Work:
         self.waiting, self.free = list(waiting), slots
         self.running: list[_Running] = []
         self.failed: list[Run] = []
+        self.places, self.busy = len(slots), 0.0  # seconds of runs, all places together
         self.memory: dict[str, float] = {}  # of each cell, MiB, by the runs so far
 
     def go_on(self, deadline: float | None) -> None:
         """Run until nothing waits, or until the deadline; then, and when interrupted, what runs is saved."""
+        begin, waited = time.monotonic(), len(self.waiting)
         try:
             with terminal.bar("runs", self.planned) as bar:
                 while self.waiting or self.running:
@@ -179,6 +182,10 @@ class _Work:
                     for ended in [one for one in self.running if one.process.has_ended()]:
                         self._end(ended)
                     bar.to(self.planned - len(self.waiting) - len(self.running), note=self._note())
+            spent = time.monotonic() - begin
+            if waited:
+                share = 100 * self.busy / spent / self.places
+                log.info("%d runs in %s, %.1f %% of the time at work", waited, duration(spent), share)
         finally:
             self._stop()
 
@@ -217,8 +224,10 @@ class _Work:
 
     def _end(self, ended: _Running) -> None:
         one, why = ended.run, ended.process.failure()
+        seconds = time.monotonic() - ended.began
         self.running.remove(ended)
         self.free.append(ended.slot)
+        self.busy += seconds
         if why is None and not runs.is_finished(one.folder):
             why = "it ended without a result"
         if why is not None:
@@ -229,7 +238,6 @@ class _Work:
             result = results.read_run(one)
             self.memory[one.cell.name] = max(result.peak_memory_mib or 0, self.memory.get(one.cell.name, 0))
             done = self.planned - len(self.waiting) - len(self.running)
-            seconds = time.monotonic() - ended.began
             log.info(
                 "%s: %.2f %%, %.0f s (%d of %d)", one.name, 100 * (result.accuracy or 0), seconds, done, self.planned
             )

@@ -22,6 +22,7 @@ from lenext.data.decode import UnreadableImage
 from lenext.data.forms import hub, shard_writing, shards, tar
 from lenext.data.samples import SPLITS, UNSPLIT
 from lenext.data.sources import open_data
+from tests.data.tiny_imagenet import make_tiny_imagenet
 from tests.pictures import crop, make_folder
 
 
@@ -53,27 +54,6 @@ def some_pixels(seed: int, size: int = 12) -> np.ndarray:
 # Tiny-ImageNet
 
 
-def make_tiny_imagenet(root: Path) -> Path:
-    wnids = ["n03126707", "n02012849", "n01443537"]
-    (root / "val/images").mkdir(parents=True)
-    (root / "test/images").mkdir(parents=True)
-    (root / "wnids.txt").write_text("\n".join(wnids) + "\n")
-    (root / "words.txt").write_text(
-        "n01443537\tgoldfish, Carassius auratus\nn02012849\tcrane\nn03126707\tcrane\nn99999999\tother, unused\n"
-    )
-    rows = []
-    for number, wnid in enumerate(wnids):
-        (root / "train" / wnid / "images").mkdir(parents=True)
-        (root / "train" / wnid / f"{wnid}_boxes.txt").write_text(f"{wnid}_0.JPEG\t0\t0\t63\t63\n")
-        for i in range(3):
-            Image.fromarray(some_pixels(i)).save(root / "train" / wnid / "images" / f"{wnid}_{i}.JPEG")
-        Image.fromarray(some_pixels(9)).save(root / "val/images" / f"val_{number}.JPEG")
-        rows.append(f"val_{number}.JPEG\t{wnid}\t0\t32\t44\t62\n")
-        Image.fromarray(some_pixels(9)).save(root / "test/images" / f"test_{number}.JPEG")
-    (root / "val/val_annotations.txt").write_text("".join(rows))
-    return root
-
-
 @pytest.mark.parametrize("above", [False, True])
 def test_tiny_imagenet(tmp_path, said, above):
     root = make_tiny_imagenet(tmp_path / "tiny-imagenet-200")
@@ -90,7 +70,7 @@ def test_tiny_imagenet(tmp_path, said, above):
         "val/images/val_2.JPEG": "goldfish",
     }
     assert "3 test pictures have no labels" in said.text
-    assert samples.decode(0).shape == (12, 12, 3)
+    assert samples.decode(0).shape == (64, 64, 3)
 
 
 def test_tiny_imagenet_with_parts_missing(tmp_path):

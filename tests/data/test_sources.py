@@ -19,6 +19,7 @@ from lenext.data.decode import UnreadableImage
 from lenext.data.forms import folder
 from lenext.data.samples import SPLITS, UNSPLIT, Files, Names, Samples
 from lenext.data.sources import SplitOptions, fill_splits, open_data, read
+from tests.data.tiny_imagenet import make_tiny_imagenet
 from tests.pictures import make_folder
 
 
@@ -476,3 +477,26 @@ def test_every_class_of_label_lists_is_split(tmp_path):
             counts = np.bincount(parts[targets[:, k]], minlength=3)
             assert counts.min() >= 1
             assert np.abs(counts / n - [0.7, 0.15, 0.15]).max() < 0.2
+
+
+# Validation pictures as test pictures
+
+
+def test_validation_pictures_become_the_test_and_others_are_held_out(tmp_path):
+    root = make_tiny_imagenet(tmp_path, train=20, val=4)
+    samples = read(root, SplitOptions(val_as_test=True, val_fraction=0.2))
+    split = {name: SPLITS[side] for name, side in zip(samples.images, samples.splits)}
+    assert {side for name, side in split.items() if name.startswith("val")} == {"test"}
+    assert {side for name, side in split.items() if name.startswith("train")} == {"train", "val"}
+    counts = samples.counts()["val"]
+    assert set(counts) == set(samples.classes)
+    assert all(2 <= n <= 6 for n in counts.values())  # 4 of 20, give or take a standard deviation
+
+
+def test_what_has_no_validation_pictures_or_a_test_already_is_refused(tmp_path):
+    make_folder(tmp_path / "plain", ["a", "b"], 4)
+    with pytest.raises(ValueError, match="no validation pictures of its own"):
+        read(tmp_path / "plain", SplitOptions(val_as_test=True))
+    make_folder(tmp_path / "all", ["a", "b"], 2, splits=("train", "val", "test"))
+    with pytest.raises(ValueError, match="has test pictures already"):
+        read(tmp_path / "all", SplitOptions(val_as_test=True))
