@@ -6,13 +6,13 @@ Everything that cannot work is said here, before anything is trained.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 import yaml
 
@@ -53,15 +53,14 @@ def require_same_requests(planned: Sequence[Run]) -> None:
 def require_sound(study: Study, data: str, folder: Path) -> None:
     """Read the data and try to build every network, once, before the first run; ValueError for what cannot work."""
     asked = {cell.name: begin.configure({**QUIET, **cell.settings, "data": data}) for cell in study.cells.values()}
-    found = {}
-    for option in design.distinct(prepare.data_options(one) for one in asked.values()):
-        # Every picture is looked at, also where the runs do not: what changes between them has to be noticed.
-        read = dataset.read(data, dataclasses.replace(option, check=True))
-        if option.check:
-            prepare.require_sound(read, max(one.max_unreadable for one in asked.values()))
-        found[hashlib.sha256(repr(option).encode()).hexdigest()[:8]] = read.membership()
-    _require_buildable(asked, read)
-    _require_unchanged(data, found, folder)
+    options = design.distinct(prepare.data_options(one) for one in asked.values())
+    # Every picture is looked at, also where the runs do not: what changes between them has to be noticed.
+    reads = [dataset.read(data, dataclasses.replace(one, check=True, train_fraction=1.0)) for one in options]
+    for one, read in zip(options, reads):
+        if one.check:
+            prepare.require_sound(read, max(config.max_unreadable for config in asked.values()))
+    _require_buildable(asked, reads[0])
+    _require_unchanged(data, reads[0].membership(), folder)
 
 
 def _require_buildable(asked: dict[str, TrainConfig], read: dataset.Dataset) -> None:
@@ -84,21 +83,22 @@ def _require_buildable(asked: dict[str, TrainConfig], read: dataset.Dataset) -> 
             raise ValueError(f"the cell {name!r} cannot be built: {error}") from None
 
 
-def _require_unchanged(data: str, found: dict[str, Any], folder: Path) -> None:
-    """Keep which pictures the study is made with; ValueError, naming what changed, if they are others now."""
-    import pyarrow.parquet as pq
+def _require_unchanged(data: str, membership: pa.Table, folder: Path) -> None:
+    """Keep which pictures the study is made with; ValueError, naming what changed, if they are others now.
 
-    for options, membership in found.items():
-        file = folder / f"samples-{options}.parquet"
-        if not file.is_file():
-            runs.write_atomically(file, functools.partial(pq.write_table, membership))
-            continue
-        before = pq.read_table(file)
-        if dataset.fingerprint(before) != dataset.fingerprint(membership):
-            raise ValueError(
-                f"{data} is not what the study in {folder} was begun with ({dataset.differences(before, membership)}). "
-                "Put it back as it was, or choose another --out"
-            )
+    How they are divided is a matter of the runs.
+    """
+    file, splits = folder / runs.SAMPLES, membership.column_names.index("split")
+    membership = membership.set_column(splits, "split", pa.array(["train"] * len(membership)))
+    if not file.is_file():
+        runs.write_samples(folder, membership)
+        return
+    before = runs.read_samples(folder)
+    if dataset.fingerprint(before) != dataset.fingerprint(membership):
+        raise ValueError(
+            f"{data} is not what the study in {folder} was begun with ({dataset.differences(before, membership)}). "
+            "Put it back as it was, or choose another --out"
+        )
 
 
 def to_do(planned: Sequence[Run]) -> list[Run]:

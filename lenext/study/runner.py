@@ -3,7 +3,7 @@
 The folder of a study:
 
     study.lock  running.json        while it is at work
-    samples-*.parquet               which pictures it is made with, for each way to divide them
+    samples.parquet                 which pictures it is made with
     runs/<cell>/seed-0/             an ordinary run folder
     runs/<cell>/seed-0.yaml         what was asked for
     runs/<cell>/seed-0.json         once it is done: what its files must be, so that damage is noticed

@@ -22,7 +22,7 @@ def read(file):
         try:
             settings[name] = json.loads(value)
         except ValueError:
-            settings[name] = value
+            settings[name] = value.strip("'")
     return settings
 
 
