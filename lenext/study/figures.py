@@ -67,6 +67,7 @@ def _curves(rows: Sequence[Row]) -> Figure:
     figure = Figure(figsize=(9.6, 7 + _legend_height(rows)), layout="constrained")
     panels = figure.subplots(2, 2, sharex=True, sharey="row")
     alpha = 0.16 if len(rows) <= 8 else 0.07
+    losses: list[float] = []  # the highest of each line
     for axes, (key, title) in zip(panels.flat, PANELS):
         highest = []
         for i, row in enumerate(rows):
@@ -84,9 +85,10 @@ def _curves(rows: Sequence[Row]) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         if key.endswith("accuracy"):
             _percent(axes.yaxis)
-        elif highest:
-            # A loss that blew up would flatten all others.
-            axes.set_ylim(top=min(axes.get_ylim()[1], 3 * float(np.median(highest))))
+        else:
+            losses += highest
+    if losses:  # one that blew up would flatten all others
+        panels[1, 0].set_ylim(top=min(panels[1, 0].get_ylim()[1], 3 * float(np.median(losses))))
     for axes in panels[1]:
         axes.set_xlabel("epoch", fontsize=10)
     _legend(figure, rows)
@@ -153,6 +155,8 @@ def _cost(rows: Sequence[Row]) -> Figure:
     for axes, label in ((left, "multiply-adds of one picture, million"), (right, f"training time of a run, {name}")):
         _plain(axes, xlabel=label)
         _log(axes)
+    bottom, top = left.get_ylim()
+    left.set_ylim(max(bottom, -0.02), min(top, 1.02))  # few seeds give intervals that no accuracy can have
     left.set_ylabel("accuracy", fontsize=10)
     _percent(left.yaxis)
     _legend(figure, rows, points=True)
