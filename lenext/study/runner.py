@@ -16,6 +16,7 @@ nothing; more seeds or levels train only what is new.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import time
@@ -133,14 +134,15 @@ def places() -> int:
 
 
 def _slots(devices: int | None, most: int) -> list[_Slot]:
-    """Places for as many runs as go side by side: a GPU each, or equal parts of the cores."""
-    count = max(min(devices or places(), places(), most), 1)
+    """Places for as many runs as go side by side: a GPU each, or equal parts of the cores, shared if there are more."""
+    count = max(min(devices or places(), most), 1)
     if torch.cuda.is_available():
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        names = visible.split(",") if visible else [str(i) for i in range(count)]
-        return [_Slot({"CUDA_VISIBLE_DEVICES": name}, None) for name in names[:count]]
+        names = visible.split(",") if visible else [str(i) for i in range(places())]
+        return [_Slot({"CUDA_VISIBLE_DEVICES": names[i % len(names)]}, None) for i in range(count)]
     cores = _cores()
-    parts = [tuple(cores[i * len(cores) // count : (i + 1) * len(cores) // count]) for i in range(count)]
+    bounds = [i * len(cores) // count for i in range(count + 1)]
+    parts = [tuple(cores[low : max(high, low + 1)]) for low, high in itertools.pairwise(bounds)]
     return [_Slot({"OMP_NUM_THREADS": str(len(part))}, part) for part in parts]
 
 
