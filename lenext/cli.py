@@ -490,6 +490,7 @@ def _expectation(message: str) -> str:
     """The parser's complaint about a value in a user's words."""
     value = re.search(r"(?:Got|Given) value: (\S+)", message)
     kinds = {"int": "a whole number", "float": "a number", "bool": "true or false", "dict": "a mapping"}
+    kinds |= {"list": "a list such as [0.5, 0.5, 0.5]"}
     literals = re.findall(r"Literal\[([^\]]*)\]", message)
     options = [f"one of {choices.replace(chr(39), '')}" for choices in literals]
     options += [kinds[name] for name in re.findall(r"Expected (?:a )?<class '(\w+)'>", message) if name in kinds]

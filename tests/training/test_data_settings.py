@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -58,3 +59,17 @@ def test_folds_are_a_partition_of_what_is_not_for_testing(folder, tmp_path):
         assert json.loads((run / "data.json").read_text())["counts"]["val"]["c"] > 0
     assert len(tests) == 1
     assert len(seen) == len(set(seen)) == 48 - len(next(iter(tests)))
+
+
+def test_inputs_are_normalised_as_asked_and_the_classifier_knows_it(folder, tmp_path):
+    given = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 1]}
+    trained = lenext.load(begin.train(begin.configure({
+        "data": str(folder), "model": "lenet5", "epochs": 1, "speed": "off", **given,
+    }), tmp_path / "run"))  # fmt: skip
+    assert (trained.preprocess.mean, trained.preprocess.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 1.0))
+    grey = np.full((32, 32, 3), 51, np.uint8)  # 0.2 of white
+    expected = ((0.2 - torch.tensor(given["mean"])) / torch.tensor(given["std"])).view(1, 3, 1, 1).expand(1, 3, 32, 32)
+    with torch.inference_mode():
+        logits = trained.model.eval()(expected) / trained.temperature
+    found = trained.predict(grey, top_k=3)
+    assert dict(found.top)[trained.classes[0]] == pytest.approx(logits.softmax(1)[0, 0].item(), abs=1e-4)
