@@ -35,6 +35,7 @@ bench: $(DEV)
 	$(BIN)/python benchmarks/index.py
 	$(BIN)/python benchmarks/scaled_decoding.py
 	$(BIN)/python benchmarks/serving.py
+	$(BIN)/python benchmarks/study.py --memory
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "LeNeXt needs Python 3.11 or newer: make PYTHON=python3.12 $(MAKECMDGOALS)")'

@@ -80,7 +80,7 @@ def report(name: str, seeds: int | None = None, out: str | None = None) -> bool:
     begun = results.seeds_in(study, folder)
     if not begun:
         raise ValueError(f"{folder} holds no run of the study {known}; lenext study run {name} makes them")
-    written = pages.write(known, study, folder, seeds or begun)
+    written = pages.write(known, study, folder, seeds or max(begun, study.seeds))
     pages.show(written)
     return True
 

@@ -120,10 +120,10 @@ class Findings:
 def gather(name: str, study: Study, folder: Path, seeds: int) -> Findings:
     """Read every run of a study and work out what they say."""
     results = tuple(read(study, folder, seeds))
-    rows = tuple(
-        _row(study, cell, tuple(result for result in results if result.run.cell.name == cell.name))
-        for cell in study.cells.values()
-    )
+    of_cell: dict[str, list[Result]] = {name: [] for name in study.cells}
+    for result in results:
+        of_cell[result.run.cell.name].append(result)
+    rows = tuple(_row(study, cell, tuple(of_cell[cell.name])) for cell in study.cells.values())
     effects = _effects(study, results) if study.crossed else {}
     done = [result for result in results if result.state == "done"]
     errors = [picture_error(result.accuracy, result.n) for result in done if result.accuracy is not None and result.n]

@@ -58,7 +58,10 @@ def require_sound(study: Study, data: str, folder: Path) -> None:
     reads = [dataset.read(data, dataclasses.replace(one, check=True, train_fraction=1.0)) for one in options]
     for one, read in zip(options, reads):
         if one.check:
-            prepare.require_sound(read, max(config.max_unreadable for config in asked.values()))
+            try:
+                prepare.require_sound(read, max(config.max_unreadable for config in asked.values()))
+            except ValueError as error:
+                raise ValueError(f'{error} In a study file that is "check": False in its base.') from None
     _require_buildable(asked, reads[0])
     _require_unchanged(data, reads[0].membership(), folder)
 
