@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lenext import runs
-from lenext.inference.backends import NAMES, PLAIN, Backend, make_backend, torch_backend
+from lenext.inference.backends import NAMES, PLAIN, Backend, make_backend, processor_has_bfloat16, torch_backend
 from lenext.preprocess import Preprocess
 from lenext.version import __version__
 
@@ -67,6 +67,8 @@ def fastest_backend(
     found = [name for name in candidates if NAMES[name] is None or importlib.util.find_spec(NAMES[name] or "")]
     if not any(name.startswith("openvino") for name in found):
         found += [name for name in (PLAIN, "pytorch-bfloat16") if name not in found]
+    if not processor_has_bfloat16():
+        found = [name for name in found if name != "pytorch-bfloat16"]
     best, best_backend, least = PLAIN, plain, float("inf")
     for name in found:
         try:

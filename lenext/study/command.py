@@ -108,7 +108,7 @@ def _show_cells(name: str, study: Study, data: str | None) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for factor in study.factors:
         table.add_column(factor.name, no_wrap=True)
-    for column in ("M params", "images/s", "time here", "published"):
+    for column in ("M params", "images/s", "time here", *(["published"] if study.published else [])):
         table.add_column(column, justify="right", no_wrap=True)
     for cell in study.cells.values():
         one, published = found[cell.name], study.published.get(cell.name)
@@ -117,7 +117,7 @@ def _show_cells(name: str, study: Study, data: str | None) -> None:
             f"{one.parameters / 1e6:.2f}",
             f"{one.images_per_second:.0f}",
             duration(one.seconds),
-            "" if published is None else f"{100 * published:.2f} %",
+            *([] if published is None else [f"{100 * published:.2f} %"]),
         )
     seconds = study.seeds * sum(one.seconds for one in found.values()) / runner.places()
     terminal.output.print(f"{escape(study.question)}\n")

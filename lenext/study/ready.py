@@ -53,6 +53,12 @@ def require_same_requests(planned: Sequence[Run]) -> None:
 def require_sound(study: Study, data: str, folder: Path) -> None:
     """Read the data and try to build every network, once, before the first run; ValueError for what cannot work."""
     asked = {cell.name: begin.configure({**QUIET, **cell.settings, "data": data}) for cell in study.cells.values()}
+    for name, one in asked.items():
+        if one.epochs is None and one.recipe != "probe":
+            raise ValueError(
+                f"the cell {name!r} has no epochs: it would be trained as long as its time budget lasts, and what it "
+                "reaches would depend on the machine. Put epochs into the study's base"
+            )
     options = design.distinct(prepare.data_options(one) for one in asked.values())
     # Every picture is looked at, also where the runs do not: what changes between them has to be noticed.
     reads = [dataset.read(data, dataclasses.replace(one, check=True, train_fraction=1.0)) for one in options]

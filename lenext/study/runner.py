@@ -208,6 +208,8 @@ class _Work:
         """Whether another run fits the memory beside those at work; alone, a run is always tried."""
         if not self.running:
             return True
+        if torch.cuda.is_available():  # what is known of runs is the memory of a GPU, and each has its own
+            return psutil.virtual_memory().available / 2**20 > UNKNOWN_MEMORY
         needed = self.memory.get(one.cell.name, max([UNKNOWN_MEMORY, *self.memory.values()]))
         # Those that have just begun will still grow.
         growing = sum(

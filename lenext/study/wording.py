@@ -92,6 +92,7 @@ def sentence(answer: Answer) -> str:
     size = points(abs(effect.difference), places, "")
     verb = (less if effect.difference < 0 else more).format(f"{size} points")
     if effect.low is None or effect.high is None:
+        verb = verb if effect.difference else none
         return f"{change} {verb} with the one seed that both are done with, which gives no interval"
     seeds = count(effect.n, "seed")
     if answer.verdict in ("undecided", "no difference shown"):

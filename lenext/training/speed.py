@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from lenext import runs
 from lenext.data.loader import AHEAD
+from lenext.inference.backends import processor_has_bfloat16
 
 log = logging.getLogger("lenext")
 Batch = TypeVar("Batch")
@@ -77,10 +78,12 @@ def fastest_arithmetic(
     None: tried where the training is long enough. remaining: images/s -> seconds that the training will take.
     The model is left as it was: a copy is timed.
     """
-    # From the likely winner to the reference, so that a candidate that is hopeless beside it costs a single step.
+    # A CPU without bfloat16 takes minutes for a step in it. Else from the likely winner to the reference, so that a
+    # candidate that is hopeless beside it costs a single step.
+    tries_bfloat16 = precision == "bfloat16" or x.device.type != "cpu" or processor_has_bfloat16()
     candidates = [
         Speed(bfloat16, last)
-        for bfloat16 in (True, False)
+        for bfloat16 in ((True, False) if tries_bfloat16 else (False,))
         for last in (True, False)
         if precision in ("auto", "bfloat16" if bfloat16 else "float32") and channels_last in (None, last)
     ]

@@ -266,6 +266,12 @@ def test_a_network_that_cannot_be_built_is_named_before_anything_is_trained(data
     assert begun(data) == []
 
 
+def test_a_study_without_epochs_would_depend_on_the_machine_and_is_refused(data, quick):
+    made = Study(question="Which?", factors=(Factor("model", {"one": {}}),), base={**BASE, "epochs": None})
+    with pytest.raises(ValueError, match="the cell 'one' has no epochs"):
+        runner.run(made, data=str(data), folder=data.with_name("out"), seeds=1, again="")
+
+
 def test_two_studies_in_one_folder_are_refused(data, quick):
     out = data.with_name("out")
     out.mkdir()

@@ -37,6 +37,7 @@ clock = Clock()
 @pytest.fixture(autouse=True)
 def _own_clock(monkeypatch):
     monkeypatch.setattr(speed, "time", SimpleNamespace(perf_counter=clock.perf_counter))
+    monkeypatch.setattr(speed, "processor_has_bfloat16", lambda: True)
 
 
 def loss_of(outputs):
@@ -68,6 +69,16 @@ class Paced(nn.Module):
         last = x.is_contiguous(memory_format=torch.channels_last)
         clock.sleep(self.seconds(torch.is_autocast_enabled("cpu"), last))
         return self.linear(x).flatten(1)
+
+
+def test_bfloat16_is_not_even_tried_where_the_processor_has_none_unless_asked_for(monkeypatch):
+    monkeypatch.setattr(speed, "processor_has_bfloat16", lambda: False)
+    tried = []
+    model = Paced(lambda bfloat16, last: tried.append(bfloat16) or 0.0)
+    assert not fastest_arithmetic(model, X, loss_of).bfloat16
+    assert tried
+    assert not any(tried)
+    assert fastest_arithmetic(model, X, loss_of, precision="bfloat16").bfloat16
 
 
 @pytest.mark.parametrize("bfloat16", [False, True])
