@@ -287,7 +287,12 @@ def build_parser() -> ArgumentParser:
     actions.add_subcommand("run", run, help="train what is missing, and write the report")
     report = _command("Write the report of a study anew, from its run folders.")
     report.add_argument("name", type=str, help="Study that comes along, or the path of a study file of your own")
-    report.add_argument("--seeds", type=int | None, default=None, help="Of every cell (default: as in the study)")
+    report.add_argument(
+        "--seeds",
+        type=int | None,
+        default=None,
+        help="Of every cell (default: as in the study, or as many as were run)",
+    )
     report.add_argument("--out", type=str | None, default=None, help="Folder of the study (default: runs/studies/NAME)")
     actions.add_subcommand("report", report, help="write the report anew")
 

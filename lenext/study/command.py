@@ -66,6 +66,8 @@ def run(
     finished = runner.run(
         study, data=place, folder=folder, seeds=seeds or study.seeds, again=again, budget=seconds, devices=devices
     )
+    if not results.seeds_in(study, folder):  # the time was over before anything began
+        return finished
     return report(name, seeds, out) and finished
 
 

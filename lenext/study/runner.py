@@ -97,7 +97,8 @@ def run(
                 ready.require_sound(study, data, folder)
                 waiting = ready.to_do(planned)
                 log.info("%d of %d runs have ended already", len(planned) - len(waiting), len(planned))
-                work = _Work(folder, data, len(planned), waiting, _slots(devices, len(waiting)))
+                slots = _slots(devices, len(planned))  # not by what is left: a run goes on with as many cores
+                work = _Work(folder, data, len(planned), waiting, slots)
                 work.go_on(end)
             except KeyboardInterrupt:
                 message = f"what was finished is kept, what was running is saved; go on with: {again}"

@@ -137,7 +137,7 @@ def test_a_shrunk_jpeg_keeps_the_short_side_that_was_asked_for(width, height, sh
     np.testing.assert_array_equal(strict, tolerant)  # whichever library reads it
     short = min(strict.shape[:2])
     assert min(shrink_to, width, height) <= short
-    assert short < 2 * shrink_to or min(width, height) >= 8 * shrink_to
+    assert short <= 2 * shrink_to or min(width, height) >= 8 * shrink_to  # equal where half a pixel was rounded up
     factor = max(f for f in (1, 2, 4, 8) if f == 1 or min(width, height) >= f * shrink_to)
     assert strict.shape == (-(-height // factor), -(-width // factor), 3)
 

@@ -379,7 +379,7 @@ from lenext.study.design import Comparison, Factor, Study
 STUDY = Study(
     question="Does depth or momentum help?",
     factors=(
-        Factor("network", {"LeNet": {"model": "lenet5"}, "ResNet": {"model": "resnet18", "arguments": {"width": 4}}}),
+        Factor("network", {"LeNet": {"model": "lenet5"}, "ResNet": {"model": "resnet18", "arguments": {"width": 8}}}),
         Factor("momentum", {"none": {"momentum": 0.0}, "0.9": {"momentum": 0.9}}),
     ),
     base={
