@@ -1,6 +1,7 @@
 """The classes of pictures by model.onnx, a line of JSON each: python predict.py PICTURE...
 
-Needs onnxruntime and Pillow, and pillow-heif for HEIC. Resizing, cropping, normalising and calibration are inside the model.
+Needs onnxruntime and Pillow, and pillow-heif for HEIC. Resizing, cropping, normalising and calibration are inside the
+model.
 """
 
 import json

@@ -1,6 +1,7 @@
 """The classes of pictures by model.xml, a line of JSON each: python predict.py PICTURE...
 
-Needs openvino and Pillow, and pillow-heif for HEIC. Resizing, cropping, normalising and calibration are inside the model.
+Needs openvino and Pillow, and pillow-heif for HEIC. Resizing, cropping, normalising and calibration are inside the
+model.
 """
 
 import json

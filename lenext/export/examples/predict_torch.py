@@ -1,6 +1,7 @@
 """The classes of pictures by model.pt2, a line of JSON each: python predict.py PICTURE...
 
-Needs torch and Pillow, and pillow-heif for HEIC. Resizing, cropping, normalising and calibration are inside the model.
+Needs torch and Pillow, and pillow-heif for HEIC. Resizing, cropping, normalising and calibration are inside the
+model.
 """
 
 import json
