@@ -7,6 +7,7 @@ model.
 import json
 import sys
 from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ ABOUT = json.loads((FOLDER / "preprocess.json").read_text(encoding="utf-8"))
 
 def read(path):
     """uint8 (1, H, W, 3): RGB, the right way up, on white where it is transparent."""
-    file = Image.open(path)
+    file = Image.open(BytesIO(Path(path).read_bytes()))  # by path, Pillow garbles some turned TIFF files
     file.draft(None, (ABOUT["resize"], ABOUT["resize"]))  # large JPEGs are decoded at a half, a quarter, an eighth
     image = ImageOps.exif_transpose(file)
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
