@@ -265,9 +265,7 @@ def build_parser() -> ArgumentParser:
     actions = study.add_subcommands(required=True, metavar="ACTION", dest="action")
     listed = _command("List the studies: their question, their runs, and the time they take on this machine.")
     listed.add_argument("name", nargs="?", type=str, default=None, help="Study, or study file, to list run by run")
-    listed.add_argument(
-        "--data", type=str | None, default=None, help="Where the data is (default: where it usually is)"
-    )
+    listed.add_argument("--data", type=str | None, default=None, help=PLACE)
     actions.add_subcommand("list", listed, help="list the studies, or the runs of one")
     run = _command("Train every run of a study that is not done yet, several at once, and write the report.")
     run.add_argument("name", type=str, help="Study that comes along, or the path of a study file of your own")
@@ -494,8 +492,13 @@ def _fail(message: str, *, hint: str = "", status: int = 2) -> NoReturn:
 def _expectation(message: str) -> str:
     """The parser's complaint about a value in a user's words."""
     value = re.search(r"(?:Got|Given) value: (\S+)", message)
-    kinds = {"int": "a whole number", "float": "a number", "bool": "true or false", "dict": "a mapping"}
-    kinds |= {"list": "a list such as [0.5, 0.5, 0.5]"}
+    kinds = {
+        "int": "a whole number",
+        "float": "a number",
+        "bool": "true or false",
+        "dict": "a mapping",
+        "list": "a list such as [0.5, 0.5, 0.5]",
+    }
     literals = re.findall(r"Literal\[([^\]]*)\]", message)
     options = [f"one of {choices.replace(chr(39), '')}" for choices in literals]
     options += [kinds[name] for name in re.findall(r"Expected (?:a )?<class '(\w+)'>", message) if name in kinds]

@@ -104,7 +104,7 @@ def read_time(text: str) -> float:
 def _show_cells(name: str, study: Study, data: str | None) -> None:
     pictures, classes = study.pictures, study.classes
     if data is not None or not pictures:
-        pictures, classes = runner.count(runner.find_data(name, study, data))
+        pictures, classes = runner.count(runner.find_data(name, study, data), study)
     with terminal.bar("timing a few steps of each network", len(study.cells)) as bar:
         found = _estimates(study, pictures, classes, bar.advance)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))

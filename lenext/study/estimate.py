@@ -38,7 +38,7 @@ def estimate(cell: Cell, pictures: int, classes: int) -> Estimate:
     """
     config = begin.configure(dict(cell.settings))
     network = Network.of(config, classes)
-    rate = images_per_second(network, config.batch_size or 64, accelerator=config.accelerator)
+    rate = images_per_second(network, config.batch_size or 64, config.precision, config.accelerator)
     with torch.device("meta"):
         parameters = sum(parameter.numel() for parameter in network.build().parameters())
     if config.epochs is None:
@@ -66,9 +66,11 @@ class Network:
         return models.create_model(self.name, self.classes, image_size=self.image_size, **self.arguments)
 
 
-def images_per_second(network: Network, batch_size: int, *, accelerator: str = "auto") -> float:
-    """Training pictures a second, as remembered or timed now on random ones."""
+def images_per_second(network: Network, batch_size: int, precision: str = "auto", accelerator: str = "auto") -> float:
+    """Training pictures a second, as remembered or timed now on random ones, in the arithmetic of a study's runs."""
     device, size = device_of(accelerator), network.image_size
+    usual = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    bfloat16 = usual if precision == "auto" else precision == "bfloat16"
     batch = batch_size if device.type == "cuda" else min(batch_size, PIXELS // size**2)
     batch = max(batch, 2)  # a batch norm needs two
     key: dict[str, Any] = {
@@ -77,29 +79,30 @@ def images_per_second(network: Network, batch_size: int, *, accelerator: str = "
         "torch": torch.__version__,
         "lenext": __version__,
         "batch": batch,
+        "bfloat16": bfloat16,
         **asdict(network),
     }
     known = runs.recall("steps", key)
     if isinstance(known, float) and known > 0:
         return known
-    rate = batch / _step_seconds(network.build().to(device), torch.randn(batch, 3, size, size, device=device))
+    pictures = torch.randn(batch, 3, size, size, device=device)
+    rate = batch / _step_seconds(network.build().to(device), pictures, bfloat16=bfloat16)
     runs.remember("steps", key, rate)
     return rate
 
 
-def _step_seconds(model: nn.Module, x: torch.Tensor) -> float:
-    """Of a forward and a backward pass, channels-last, in the arithmetic that a study trains in."""
-    gpu = x.device.type == "cuda"
+def _step_seconds(model: nn.Module, x: torch.Tensor, *, bfloat16: bool) -> float:
+    """Of a forward and a backward pass, channels-last."""
     model, x = model.train().to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
     seconds, threads = [], torch.get_num_threads()
     torch.set_num_threads(1)  # as many runs as there are cores go side by side
     try:
         for _ in range(1 + STEPS):
             start = time.perf_counter()
-            with torch.autocast(x.device.type, torch.bfloat16, enabled=gpu and torch.cuda.is_bf16_supported()):
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
                 outputs = model(x)
             outputs.float().square().mean().backward()
-            if gpu:
+            if x.is_cuda:
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - start)
             model.zero_grad(set_to_none=True)

@@ -16,6 +16,7 @@ nothing; more seeds or levels train only what is new.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 import os
@@ -29,12 +30,11 @@ from filelock import FileLock, Timeout
 
 from lenext import runs, terminal
 from lenext.data import dataset
-from lenext.data.dataset import DataOptions
 from lenext.data.sources import absolute
 from lenext.evaluation.report import duration
 from lenext.study import design, ready, results
 from lenext.study.design import Run, Study
-from lenext.training import process
+from lenext.training import begin, prepare, process
 from lenext.training.interruption import Interruption
 
 log = logging.getLogger("lenext")
@@ -61,9 +61,10 @@ def find_data(name: str, study: Study, given: str | None) -> str:
     raise ValueError(f"study {name} needs its data{looked}: {study.data_help} Then say where it is: --data PATH")
 
 
-def count(data: str) -> tuple[int, int]:
-    """(training pictures, classes) of data, none of which is looked at."""
-    samples = dataset.read(data, DataOptions(check=False)).samples
+def count(data: str, study: Study) -> tuple[int, int]:
+    """(training pictures before `train_fraction`, classes) of data, as the first cell divides it; none is looked at."""
+    options = prepare.data_options(begin.configure(dict(next(iter(study.cells.values())).settings)))
+    samples = dataset.read(data, dataclasses.replace(options, check=False, train_fraction=1.0)).samples
     return int(samples.in_split("train").sum()), len(samples.classes)
 
 

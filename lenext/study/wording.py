@@ -10,7 +10,7 @@ from lenext.study.findings import Answer, Findings
 from lenext.study.statistics import Effect, Mean, Verdict
 
 MINUS, DASH = "\N{MINUS SIGN}", "–"
-# {measure: (what a rise does, what a fall does, where no difference is seen)}, around the number of points.
+# {measure: (what a rise does, what a fall does, what no difference at all is)}, around the number of points.
 VERBS: dict[Measure, tuple[str, str, str]] = {
     "accuracy": ("gains {}", "costs {}", "makes no difference"),
     "overfitting": ("raises overfitting by {}", "lowers overfitting by {}", "makes no difference to overfitting"),
@@ -99,7 +99,8 @@ def sentence(answer: Answer) -> str:
         limits = f"95 % interval {points(effect.low, places, '')} to {points(effect.high, places, '')}"
         size = points(effect.difference, places)
         only = ", clear of zero only before correction for several comparisons" if effect.low * effect.high > 0 else ""
-        return f"{change} {none} that {seeds} can show: {size} points ({limits}){only}"
+        on = "" if answer.comparison.measure == "accuracy" else f" in {answer.comparison.measure}"
+        return f"{change}: {size} points{on} ({limits}), which {seeds} cannot tell from no difference{only}"
     low, high = effect.low, effect.high
     if effect.difference < 0:  # "costs 4.9 points": the sign is in the verb
         low, high = -high, -low

@@ -263,11 +263,12 @@ def answer(difference, low, high, p, *, said, measure="accuracy", n=5):
         ),
         (
             answer(0.003, -0.005, 0.011, 0.5, said="undecided", n=3),
-            "removing shortcuts makes no difference that 3 seeds can show: +0.3 points (95 % interval −0.5 to 1.1)",
+            "removing shortcuts: +0.3 points (95 % interval −0.5 to 1.1), which 3 seeds cannot tell from no difference",
         ),
         (
             answer(0.0004, -0.0003, 0.0011, 0.5, said="no difference shown", n=3),
-            "removing shortcuts makes no difference that 3 seeds can show: +0.04 points (95 % interval −0.03 to 0.11)",
+            "removing shortcuts: +0.04 points (95 % interval −0.03 to 0.11), "
+            "which 3 seeds cannot tell from no difference",
         ),
         (
             answer(-0.02, None, None, None, said="undecided", n=1),
