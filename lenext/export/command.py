@@ -27,8 +27,18 @@ from lenext.version import __version__
 log = logging.getLogger("lenext")
 # Share of the pictures with the same answer as before, below which an export has failed.
 MIN_AGREEMENT = {"float32": 0.99, "int8": 0.95}
-PREPROCESS, LABELS, EXAMPLE, REPLAY = "preprocess.json", "labels.txt", "predict.py", "replay.json"
-OURS = {PREPROCESS, LABELS, EXAMPLE, REPLAY, *(name for kind in FORMATS.values() for name in kind.files)}
+PREPROCESS, LABELS, REPLAY = "preprocess.json", "labels.txt", "replay.json"
+EXAMPLE, READER = "predict.py", "read_picture.py"
+# The example leaves what Python has compiled of its other file.
+OURS = {
+    PREPROCESS,
+    LABELS,
+    EXAMPLE,
+    READER,
+    "__pycache__",
+    REPLAY,
+    *(name for kind in FORMATS.values() for name in kind.files),
+}
 
 
 def run(
@@ -118,8 +128,9 @@ def write(classifier: Classifier, form: str, folder: Path, calibration: Any) -> 
         raise ValueError(f"{name} cannot be exported to {form}: {reason}; try another --format") from error
     lines = [" ".join(name.splitlines()) for name in classifier.classes]
     runs.write_text(folder / LABELS, "".join(f"{line}\n" for line in lines))
-    example = Path(__file__).parent / "examples" / f"predict_{form}.py"
-    runs.write_text(folder / EXAMPLE, example.read_text(encoding="utf-8"))
+    examples = Path(__file__).parent / "examples"
+    for name, example in ((EXAMPLE, f"predict_{form}.py"), (READER, READER)):
+        runs.write_text(folder / name, (examples / example).read_text(encoding="utf-8"))
 
 
 def describe(classifier: Classifier, form: str, arithmetic: str, file: Path | None) -> dict[str, Any]:

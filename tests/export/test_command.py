@@ -39,7 +39,7 @@ def exported(request, run, tmp_path_factory) -> tuple[str, Path]:
 def test_the_folder_says_what_a_program_has_to_know(exported, run) -> None:
     form, folder = exported
     assert {file.name for file in folder.iterdir()} == {
-        "preprocess.json", "labels.txt", "predict.py", "replay.json", *FORMATS[form].files,
+        "preprocess.json", "labels.txt", "predict.py", "read_picture.py", "replay.json", *FORMATS[form].files,
     }  # fmt: skip
     about = json.loads((folder / "preprocess.json").read_text(encoding="utf-8"))
     classifier = load(run)
