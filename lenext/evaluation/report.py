@@ -108,6 +108,8 @@ def duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes, hours = round(seconds / 60), seconds / 3600
+    if hours >= 72:
+        return f"{number(hours / 24)} days"
     return f"{minutes} min" if minutes < 90 else f"{hours:.1f} h"
 
 

@@ -276,4 +276,4 @@ def test_numbers_for_people():
     assert report.number(1234567) == "1\N{NARROW NO-BREAK SPACE}234\N{NARROW NO-BREAK SPACE}567"
     assert report.share(None) == "–"
     assert report.score(0.12345) == "0.123"
-    assert [report.duration(s) for s in (3.2, 125, 7200)] == ["3 s", "2 min", "2.0 h"]
+    assert [report.duration(s) for s in (3.2, 125, 7200, 480 * 3600)] == ["3 s", "2 min", "2.0 h", "20 days"]
