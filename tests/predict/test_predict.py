@@ -170,14 +170,14 @@ def test_a_title_says_the_class_in_any_script(tmp_path):
     pixels = np.full((30, 50, 3), 200, np.uint8)
     pixels[:, 25:] = (0, 90, 200)
     heads = []
-    for name in ("圆", "三", "$a$ \x07" + "long " * 50):
+    for name in ("圆", "狗", "$a$ \x07" + "long " * 50):
         draw(pixels, name, tmp_path / "a.png")
         image = np.asarray(Image.open(tmp_path / "a.png").convert("RGB"))
         assert image.shape == (44 + 384, 640, 3)
         assert (image[100, 10] == (200, 200, 200)).all()
         assert (image[100, -10] == (0, 90, 200)).all()
         heads.append(image[:44])
-        assert (heads[-1] < 150).any()  # of a thin stroke between two pixels each is grey
+        assert (heads[-1] < 100).any()
         assert (heads[-1][:, :8] == 255).all()  # a long title is cut, and not by the edge
     assert (heads[0] != heads[1]).any()  # boxes for missing characters would be alike
 
