@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 
 from lenext import config as settings
 from lenext import recipes, runs
@@ -39,6 +40,9 @@ log = logging.getLogger("lenext")
 
 # What may change when a run goes on: how it is computed, not what.
 CHANGEABLE = ("devices", "nodes", "workers", "cache", "cache_limit", "checkpoint_every", "track")
+LOCK = ".lock"
+# Seconds for a training that is ending, or was killed and leaves processes that read files, to let go of its folder.
+PATIENCE = 20
 
 
 def configure(given: dict[str, Any], file: dict[str, Any] | None = None) -> TrainConfig:
@@ -64,7 +68,7 @@ def train(config: TrainConfig, out: str | Path | None = None, *, started: float 
 
     with _running(config) as (fabric, interruption):
         run = devices.decide(fabric, begin)
-        with _ending(fabric, run):
+        with _ending(fabric, run), _alone(fabric, run):
             return _go_on(run, fabric, interruption, opened[0] if opened else None, started)
 
 
@@ -84,7 +88,7 @@ def resume(path: str | Path, changes: dict[str, Any] | None = None) -> Path:
         log.info("%s is finished already; nothing to resume", run)
         return run
     config = settings.build(runs.read_config(run), changes or {})
-    with _running(config) as (fabric, interruption), _ending(fabric, run):
+    with _running(config) as (fabric, interruption), _ending(fabric, run), _alone(fabric, run):
         if fabric.is_global_zero:
             runs.write_config(run, dataclasses.asdict(config))
         fabric.barrier()
@@ -213,6 +217,26 @@ def _running(config: TrainConfig) -> Iterator[tuple[Any, Interruption]]:
             yield fabric, interruption
         finally:
             allocator.release_memory()  # a notebook gets it back
+
+
+@contextlib.contextmanager
+def _alone(fabric: Any, run: Path) -> Iterator[None]:
+    """Hold the run folder: ValueError if another training is at work in it, which would mix up both their files."""
+    lock = FileLock(run / LOCK)
+
+    def hold() -> None:
+        try:
+            lock.acquire(timeout=PATIENCE)
+        except Timeout:
+            raise ValueError(f"another training is at work in {run}; wait for its end, or stop it") from None
+        except NotImplementedError as error:  # some network drives have no locks
+            log.debug("%s is not locked: %s", run, error)
+
+    devices.decide(fabric, hold)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextlib.contextmanager

@@ -180,6 +180,21 @@ def test_resume_refuses_changed_data_and_leaves_finished_runs(uninterrupted, dat
         begin.resume(run)
 
 
+def test_a_folder_in_which_a_training_is_at_work_is_left_to_it(data, uninterrupted, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    process = command("train", data, "--out", run, *SETTINGS, *settled(uninterrupted))
+    wait_for_epoch(run, 1, process)
+    process.send_signal(signal.SIGSTOP)  # so that it does not end too early
+    try:
+        monkeypatch.setattr(begin, "PATIENCE", 0.1)
+        with pytest.raises(ValueError, match=f"another training is at work in {run}; wait for its end, or stop it"):
+            begin.resume(run)
+    finally:
+        process.send_signal(signal.SIGCONT)
+    assert process.wait() == 0
+    assert_equal_runs(run, uninterrupted)
+
+
 def test_full_disk_is_said_and_leaves_the_last_checkpoint_whole(data, uninterrupted, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
