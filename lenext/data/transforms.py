@@ -24,6 +24,9 @@ from lenext.preprocess import Preprocess
 Flip = Literal["none", "horizontal", "both"]
 Policy = Literal["none", "randaugment", "trivialaugment", "autoaugment", "augmix"]
 
+# Of a picture that is longer than so many times its short side, only the middle is resized: a line of a million pixels
+# would else become a strip of gigabytes, of which the crop shows one square.
+LONGEST = 16
 # Smallest and largest width divided by height of a random crop, as every paper since Inception has them.
 RATIOS = (3 / 4, 4 / 3)
 
@@ -167,12 +170,22 @@ def normalise(x: Tensor, preprocess: Preprocess) -> Tensor:
 
 
 def _centre(image: np.ndarray, rng: np.random.Generator | None = None, *, preprocess: Preprocess) -> Tensor:
+    image = _middle(image)
     height, width, _ = image.shape
     short, size = preprocess.resize, preprocess.image_size
     longer = int(short * max(height, width) / min(height, width))
     x = resize(image, (short, longer) if height <= width else (longer, short), preprocess.interpolation)
     top, left = (round((side - size) / 2) for side in x.shape[1:])
     return x[:, top : top + size, left : left + size]
+
+
+def _middle(image: np.ndarray) -> np.ndarray:
+    """The middle of a very long picture; other pictures as they are."""
+    height, width, _ = image.shape
+    # Of both ends the same, and a multiple of the short side twice: the middle stays where it is after resizing, too.
+    step = 2 * min(height, width)
+    cut = max((max(height, width) - LONGEST * min(height, width)) // 2, 0) // step * step
+    return image[cut : height - cut] if height > width else image[:, cut : width - cut]
 
 
 def _augment(

@@ -37,6 +37,25 @@ def test_eval_transform_is_torchvisions_resize_and_centre_crop():
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(("short", "long"), [(20, 639), (17, 500), (8, 640), (3, 427), (1, 426)])
+def test_only_the_middle_of_a_very_long_picture_is_resized_and_it_is_the_same(interpolation, short, long):
+    preprocess = Preprocess(image_size=96, crop_fraction=0.75, interpolation=interpolation)
+    mode = v2.InterpolationMode(interpolation)
+    reference = v2.Compose([v2.Resize(128, mode, antialias=True), v2.CenterCrop(96)])
+    for image in (photograph()[100 : 100 + short, :long], photograph()[:long, 100 : 100 + short]):
+        difference = eval_transform(preprocess)(image).int() - reference(to_tensor(image.copy())).int()
+        assert difference.abs().max() <= 2
+
+
+def test_a_line_of_a_hundred_megapixels_becomes_a_square():
+    """Resized as a whole it would take 70 GB."""
+    line = np.broadcast_to(np.array([1, 2, 3], np.uint8), (1, 100_000_000, 3))
+    x = eval_transform(Preprocess(image_size=224))(line)
+    assert x.shape == (3, 224, 224)
+    assert [int(channel.unique()) for channel in x] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("box", [(0, 427, 0, 640), (10, 200, 30, 320), (100, 130, 5, 25)])
 def test_resize_gives_torchvisions_pixels_and_takes_read_only_views(interpolation, box, recwarn):
     top, bottom, left, right = box
