@@ -26,7 +26,7 @@ Policy = Literal["none", "randaugment", "trivialaugment", "autoaugment", "augmix
 
 # Of a picture that is longer than so many times its short side, only the middle is resized: a line of a million pixels
 # would else become a strip of gigabytes, of which the crop shows one square.
-LONGEST = 16
+LONGEST = 100
 # Smallest and largest width divided by height of a random crop, as every paper since Inception has them.
 RATIOS = (3 / 4, 4 / 3)
 

@@ -37,14 +37,14 @@ def test_eval_transform_is_torchvisions_resize_and_centre_crop():
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-@pytest.mark.parametrize(("short", "long"), [(20, 639), (17, 500), (8, 640), (3, 427), (1, 426)])
+@pytest.mark.parametrize(("short", "long"), [(5, 639), (4, 427), (3, 427), (2, 426), (1, 425)])
 def test_only_the_middle_of_a_very_long_picture_is_resized_and_it_is_the_same(interpolation, short, long):
     preprocess = Preprocess(image_size=96, crop_fraction=0.75, interpolation=interpolation)
     mode = v2.InterpolationMode(interpolation)
     reference = v2.Compose([v2.Resize(128, mode, antialias=True), v2.CenterCrop(96)])
     for image in (photograph()[100 : 100 + short, :long], photograph()[:long, 100 : 100 + short]):
         difference = eval_transform(preprocess)(image).int() - reference(to_tensor(image.copy())).int()
-        assert difference.abs().max() <= 2
+        assert difference.abs().max() <= 1
 
 
 def test_a_line_of_a_hundred_megapixels_becomes_a_square():
