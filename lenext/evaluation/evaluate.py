@@ -1,4 +1,4 @@
-"""From a classifier and pictures to figures, predictions and the report: the end of a run, and `lenext evaluate`."""
+"""From a classifier and pictures to figures and predictions: what the end of a run and `lenext evaluate` measure."""
 
 from __future__ import annotations
 
@@ -87,7 +87,8 @@ def evaluate_run(
         raise ValueError(f"{source} has no split {split!r}; it has {', '.join(available)}")
     part = samples.split(split)
     if data is None:
-        _require_unchanged(path, own, about["fingerprint"], split)
+        mend = f"or measure on other pictures: lenext evaluate {path} FOLDER"
+        require_unchanged(path, own, about["fingerprint"], split, mend)
     part = match_classes(part, classifier.classes, classifier.task)
     logits, reasons = compute_logits(classifier, part, f"evaluating {split}")
     good, failed = _readable(part, np.arange(len(part)), reasons)
@@ -95,8 +96,11 @@ def evaluate_run(
     return split, evaluate(classifier.to_probabilities(logits[good]), truth, classifier.classes, failed=failed)
 
 
-def _require_unchanged(path: str, data: Dataset, recorded: dict[str, str], split: str) -> None:
-    """ValueError, naming the files, where a split is not the one that the classifier was made with."""
+def require_unchanged(path: str, data: Dataset, recorded: dict[str, str], split: str, mend: str) -> None:
+    """ValueError, naming the files, where a split is not the one that the classifier of a path was made with.
+
+    recorded: the fingerprints of its splits. mend: what else to do than to put them back.
+    """
     membership = data.membership()
     if dataset.fingerprint(membership).get(split) == recorded.get(split):
         return
@@ -104,8 +108,7 @@ def _require_unchanged(path: str, data: Dataset, recorded: dict[str, str], split
     before = runs.read_samples(folder)
     changes = "" if before is None else f" ({dataset.differences(before, membership, split)})"
     raise ValueError(
-        f"the {split} pictures of {data.source} are not those the run was made with{changes}. Put them "
-        f"back; or measure on other pictures: lenext evaluate {path} FOLDER"
+        f"the {split} pictures of {data.source} are not those the run was made with{changes}. Put them back; {mend}"
     )
 
 
@@ -131,9 +134,8 @@ def match_classes(samples: Samples, classes: tuple[str, ...], task: Task) -> Sam
 
 
 def finish_run(run: Path, classifier: Classifier, samples: Samples) -> None:
-    """Temperature from the validation split, then figures, predictions and report on every split held out."""
+    """Temperature from the validation split, then figures and predictions on every split held out."""
     from lenext.evaluation.calibration import fit_temperature
-    from lenext.evaluation.report import write_report
 
     held_out = samples.take(np.flatnonzero(~samples.in_split("train")))
     logits, reasons = compute_logits(classifier, held_out, "evaluating")
@@ -162,7 +164,6 @@ def finish_run(run: Path, classifier: Classifier, samples: Samples) -> None:
     if history:
         best = classifier.about.get("validation", {}).get("epoch")
         figures.draw_curves(history, run / "figures/curves.png", best=best)
-    write_report(run)
 
 
 def _readable(samples: Samples, rows: np.ndarray, reasons: dict[int, str]) -> tuple[np.ndarray, list[dict[str, str]]]:

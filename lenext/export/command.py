@@ -18,7 +18,7 @@ from lenext.classifier import THRESHOLD, Classifier, load
 from lenext.data import dataset
 from lenext.data.dataset import DataOptions
 from lenext.data.samples import Samples
-from lenext.evaluation.evaluate import match_classes
+from lenext.evaluation.evaluate import match_classes, require_unchanged
 from lenext.export.formats import FORMATS
 from lenext.export.replay import replay
 from lenext.inference.calibration import training_pictures
@@ -96,15 +96,20 @@ def run(
 
 
 def held_out(path: str, classifier: Classifier, about: dict[str, Any], most: int | None) -> Samples:
-    """Pictures of the validation split, evenly over it. ValueError, with the mend, where there are none any more."""
+    """Pictures of the validation split, evenly over it.
+
+    ValueError, with the mend, where there are none any more, or where the data is divided otherwise than it was.
+    """
     mend = f"give pictures to replay: lenext export {path} --data DATA, or --pictures 0 to do without"
     if "data_options" not in about:
         raise ValueError(f"{path} does not say which data it was trained on; {mend}")
     try:
-        found = dataset.read(about["data"], DataOptions(**about["data_options"])).samples
+        found = dataset.read(about["data"], DataOptions(**about["data_options"]))
     except ValueError as error:
         raise ValueError(f"{error}; {mend}") from None
-    samples = match_classes(found.split("val"), classifier.classes, classifier.task)
+    if about is classifier.about:  # its own, and not others of the same classes
+        require_unchanged(path, found, about["fingerprint"], "val", f"or {mend}")
+    samples = match_classes(found.samples.split("val"), classifier.classes, classifier.task)
     count = len(samples) if most is None else min(most, len(samples))
     return samples.take(np.linspace(0, len(samples) - 1, count).astype(int))
 

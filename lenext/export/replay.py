@@ -22,7 +22,7 @@ from lenext.data.transforms import eval_transform
 from lenext.export.formats import Artefact
 from lenext.inference.backends import torch_backend
 
-BATCH = 32
+BATCH = 8  # pictures of twice that number are held as they are, and some have a hundred megapixels
 
 
 def replay(classifier: Classifier, artefact: Artefact, samples: Samples) -> dict[str, Any]:

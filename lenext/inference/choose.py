@@ -52,8 +52,11 @@ def fastest_backend(
     only: the name of the backend to take without measuring. candidates: names to measure; those whose package is
     missing are passed over. calibration: gives uint8 (N, 3, S, S), the pictures by which an int8 backend, which is
     taken only by name, sets its scales.
-    Agreement is measured on a few pictures, speed on the whole sample. Raises ValueError for an unknown name in `only`.
+    Agreement is measured on a few pictures, speed on the whole sample. Raises ValueError for an unknown name in `only`
+    and for a tolerance that is no share.
     """
+    if not 0 <= tolerance <= 1:
+        raise ValueError(f"--tolerance is {tolerance}; it is a share of the outputs' size, from 0 to 1")
     plain = torch_backend(model, preprocess)
     if only is not None:
         pictures_of_training = calibration() if only.endswith("int8") and calibration else None
@@ -131,7 +134,7 @@ def _key(
         "packages": sorted(name for name in set(NAMES.values()) - {None} if importlib.util.find_spec(str(name))),
         "network": weights.hexdigest(),
         "preprocess": preprocess.to_dict(),
-        "sample": list(sample.shape),
+        "side": sample.shape[-1],  # how many pictures there were at once matters little
         "tolerance": tolerance,
         "candidates": list(candidates),
     }

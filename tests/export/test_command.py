@@ -134,6 +134,26 @@ def test_data_that_has_moved_can_be_named(run, shapes, tmp_path, capsys) -> None
     assert json.loads((tmp_path / "moved-torch/replay.json").read_text())["agreement"] == 1
 
 
+def test_pictures_that_the_training_has_seen_are_not_replayed_for_those_it_has_not(
+    run, shapes, tmp_path, capsys
+) -> None:
+    """More pictures divide a folder anew."""
+    data = tmp_path / "data"
+    shutil.copytree(shapes, data)
+    classifier = load(run)
+    classifier.about["data"] = str(data)
+    file = classifier.save(tmp_path / "moved.safetensors")
+    assert export(file, "--format", "torch") == 0
+    one = next(data.rglob("*.png"))
+    for i in range(40):
+        shutil.copy(one, one.with_name(f"more-{i}.png"))
+    assert export(file, "--format", "torch") == 2
+    error = capsys.readouterr().err
+    assert "the val pictures of" in error
+    assert "--pictures 0" in error
+    assert export(file, "--format", "torch", "--data", data) == 0
+
+
 def test_what_is_not_ours_is_never_replaced(run, tmp_path, capsys) -> None:
     folder = tmp_path / "thesis"
     folder.mkdir()

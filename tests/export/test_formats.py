@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from lenext import runs
 from lenext.classifier import Classifier
 from lenext.data.decode import decode
 from lenext.export import command
@@ -107,6 +108,20 @@ def test_every_kind_of_answer(form, settings, files, tmp_path) -> None:
     few = [file for file in files if file.name in large_files()]
     shown = np.concatenate([artefact(decode(file, shrink_to=one.preprocess.resize)[None]) for file in few])
     np.testing.assert_allclose(shown, probabilities(one, few), atol=SAME)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_the_example_names_every_label_that_is_likely_enough(form, files, tmp_path) -> None:
+    one = classifier("lenet5", 32, task="multi-label")
+    command.write(one, form, tmp_path, None)
+    runs.write_json(tmp_path / command.PREPROCESS, command.describe(one, form, "float32", None))
+    few = [str(file) for file in files if file.name in large_files()]
+    program = [sys.executable, str(tmp_path / command.EXAMPLE), *few]
+    result = subprocess.run(program, capture_output=True, text=True, check=True)
+    shown = [json.loads(line)["labels"] for line in result.stdout.splitlines()]
+    expected = [answer.labels for answer in one.predict(few)]
+    assert shown == expected
+    assert len({len(labels or ()) for labels in expected}) > 1
 
 
 def test_a_network_that_a_format_cannot_hold_is_named(tmp_path) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.inference.test_backends import require_agreement, small_network, some_pictures
 from tests.models.references import close, without_chance
 from tests.models.test_protocol import SMALLEST, images, lively, small
 
@@ -30,3 +31,8 @@ def test_compiled_training_step(name: str) -> None:
     for key, gradient in plain.items():
         # Some gradients are zero but for rounding: a bias before a batch norm.
         assert close(compiled[key], gradient) or (compiled[key] - gradient).abs().max() <= 1e-4 * largest, key
+
+
+@pytest.mark.parametrize("arithmetic", ["float32", "bfloat16"])
+def test_compiled_backend(arithmetic: str) -> None:
+    require_agreement(f"compiled-{arithmetic}", small_network(), some_pictures())

@@ -18,5 +18,8 @@ ABOUT = json.loads((FOLDER / "preprocess.json").read_text(encoding="utf-8"))
 model = openvino.compile_model(FOLDER / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 for path in sys.argv[1:]:
     probabilities = model(read_picture(path, ABOUT["resize"]))[0][0]
-    top = [(ABOUT["classes"][i], float(probabilities[i])) for i in np.argsort(-probabilities, kind="stable")[:5]]
-    print(json.dumps({"image": path, "label": top[0][0], "probability": top[0][1], "top": top}, ensure_ascii=False))
+    ranked = [(ABOUT["classes"][i], float(probabilities[i])) for i in np.argsort(-probabilities, kind="stable")]
+    answer = {"image": path, "label": ranked[0][0], "probability": ranked[0][1], "top": ranked[:5]}
+    if "threshold" in ABOUT:  # of several labels, all that are likely enough
+        answer["labels"] = [name for name, probability in ranked if probability >= ABOUT["threshold"]]
+    print(json.dumps(answer, ensure_ascii=False))

@@ -1,0 +1,151 @@
+"""Ways to run a network: each beside float32 PyTorch, and the choice between them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lenext.data.decode import decode
+from lenext.data.transforms import eval_transform
+from lenext.inference import backends, choose
+from lenext.inference.backends import NAMES, PLAIN, make_backend, torch_backend
+from lenext.models import create_model
+from lenext.preprocess import Preprocess
+from tests.data import corpus
+from tests.models.test_protocol import lively
+
+PREPROCESS = Preprocess(image_size=32)
+# Share of the outputs' norm by which an arithmetic may differ on a small network.
+ERRORS = {"float32": 1e-5, "bfloat16": 0.05, "int8": 0.15}
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    return small_network()
+
+
+def small_network() -> nn.Module:
+    torch.manual_seed(0)
+    return lively(create_model("resnet18", num_classes=5, stem="small", width=8)).eval()
+
+
+@pytest.fixture(scope="module")
+def pictures() -> Tensor:
+    return some_pictures()
+
+
+def some_pictures() -> Tensor:
+    """uint8 (24, 3, 32, 32)."""
+    whole = decode(corpus.encoded(corpus.picture(200, 150), "PNG"))
+    rng = np.random.default_rng(0)
+    corners = [(int(rng.integers(86)), int(rng.integers(136))) for _ in range(24)]
+    return torch.stack([eval_transform(PREPROCESS)(whole[top : top + 64, left : left + 64]) for top, left in corners])
+
+
+def difference(x: Tensor, reference: Tensor) -> float:
+    return float((x - reference).norm() / reference.norm())
+
+
+# Compiling takes minutes: the soak test has it.
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("compiled")])
+def test_every_backend_answers_like_pytorch(name: str, network: nn.Module, pictures: Tensor) -> None:
+    package = NAMES[name]
+    if package is not None:
+        pytest.importorskip(package, reason=f"{name} needs {package}")
+    require_agreement(name, network, pictures)
+
+
+def require_agreement(name: str, network: nn.Module, pictures: Tensor) -> None:
+    """With float32 PyTorch, for batches of any size."""
+    run = make_backend(name, network, PREPROCESS, pictures)
+    reference = torch_backend(network, PREPROCESS)(pictures)
+    for part in (pictures, pictures[:1], pictures[:7]):
+        outputs = run(part)
+        assert outputs.dtype == torch.float32
+        assert difference(outputs, reference[: len(part)]) < ERRORS[name.partition("-")[2]]
+
+
+def test_a_backend_that_there_is_not_or_that_lacks_its_package_is_named(network: nn.Module, monkeypatch) -> None:
+    with pytest.raises(ValueError, match=r"there is no backend 'tensorrt'; there are auto, pytorch-float32, .*int8"):
+        make_backend("tensorrt", network, PREPROCESS)
+    monkeypatch.setitem(NAMES, "openvino-float32", "no_such_package")
+    with pytest.raises(ValueError, match=r"needs the package no_such_package: pip install 'lenext\["):
+        make_backend("openvino-float32", network, PREPROCESS)
+    with pytest.raises(ValueError, match="needs pictures to set its scales by"):
+        make_backend("onnxruntime-int8", network, PREPROCESS)
+
+
+@pytest.fixture
+def made(monkeypatch, tmp_path) -> dict[str, list[int]]:
+    """Backends of three names that take the time and make the error that their names say; what each has computed."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    work = {"openvino-float32": (0.002, 0.0), "openvino-bfloat16": (0.0, 0.02), "onnxruntime-float32": (0.05, 0.0)}
+    done: dict[str, list[int]] = {name: [] for name in work}
+
+    def make(name: str, model: nn.Module, preprocess: Preprocess, calibration: object = None) -> Callable:
+        plain, (seconds, error) = torch_backend(model, preprocess), work[name]
+
+        def run(x: Tensor) -> Tensor:
+            done[name].append(len(x))
+            outputs = plain(x)
+            time.sleep(seconds * len(x))
+            return outputs * (1 + error)
+
+        return run
+
+    monkeypatch.setattr(choose, "make_backend", make)
+    monkeypatch.setattr(choose.importlib.util, "find_spec", lambda name: name)
+    return done
+
+
+@pytest.mark.parametrize(("tolerance", "expected"), [(1e-3, "openvino-float32"), (0.05, "openvino-bfloat16")])
+def test_the_fastest_that_agrees_is_taken_and_remembered(tolerance, expected, made, network, pictures) -> None:
+    candidates = tuple(made)
+
+    def chosen(pictures_to_come: int = 1000) -> str:
+        return choose.fastest_backend(
+            network, PREPROCESS, pictures, pictures_to_come, tolerance=tolerance, candidates=candidates
+        )[0]
+
+    assert chosen(choose.WORTH_MEASURING - 1) == PLAIN  # few pictures are done before anything is compiled
+    assert not any(made.values())
+    assert chosen() == expected
+    assert all(made.values())
+    for done in made.values():
+        done.clear()
+    assert chosen() == expected
+    assert not any(made.values())
+    known = choose.remembered_backend(
+        network, PREPROCESS, pictures[:3], tolerance=tolerance, candidates=candidates
+    )  # however many there are at once
+    assert known is not None
+    assert known[0] == expected
+
+
+def test_other_weights_are_measured_anew(made, network, pictures) -> None:
+    candidates = tuple(made)
+    choose.fastest_backend(network, PREPROCESS, pictures, 1000, candidates=candidates)
+    other = lively(create_model("resnet18", num_classes=5, stem="small", width=8)).eval()
+    assert choose.remembered_backend(other, PREPROCESS, pictures, candidates=candidates) is None
+
+
+@pytest.mark.parametrize("tolerance", [-0.1, 1.5, float("nan")])
+def test_a_tolerance_is_a_share(tolerance, network, pictures) -> None:
+    with pytest.raises(ValueError, match="--tolerance is"):
+        choose.fastest_backend(network, PREPROCESS, pictures, 1000, tolerance=tolerance)
+
+
+def test_where_the_processor_has_no_bfloat16_pytorch_is_not_asked_for_it(made, network, pictures, monkeypatch) -> None:
+    """One such step takes as long as ten."""
+    tried: list[str] = []
+    make = choose.make_backend
+    monkeypatch.setattr(choose, "processor_has_bfloat16", lambda: False)
+    monkeypatch.setattr(choose, "make_backend", lambda name, *rest: tried.append(name) or make(name, *rest))
+    choose.fastest_backend(network, PREPROCESS, pictures, 1000, candidates=("openvino-float32", "pytorch-bfloat16"))
+    assert tried == ["openvino-float32"]
+    assert backends.processor_has_bfloat16() in (True, False)
