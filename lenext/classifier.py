@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from lenext import runs
 from lenext.data.decode import UnreadableImage, decode, to_rgb
+from lenext.data.inputs import expanded, fetched
 from lenext.data.reading import read_batches
 from lenext.data.transforms import dihedral, eval_transform
 from lenext.inference.backends import Backend
@@ -96,7 +97,13 @@ class Classifier:
 
     @overload
     def predict(
-        self, inputs: Input, top_k: int = 5, *, threshold: float | None = None, backend: str = AUTO
+        self,
+        inputs: Input,
+        top_k: int = 5,
+        *,
+        threshold: float | None = None,
+        backend: str = AUTO,
+        allow_urls: bool = False,
     ) -> Prediction: ...
     @overload
     def predict(
@@ -106,22 +113,36 @@ class Classifier:
         *,
         threshold: float | None = None,
         backend: str = AUTO,
+        allow_urls: bool = False,
     ) -> list[Prediction]: ...
     def predict(
-        self, inputs: Input | Sequence[Input], top_k: int = 5, *, threshold: float | None = None, backend: str = AUTO
+        self,
+        inputs: Input | Sequence[Input],
+        top_k: int = 5,
+        *,
+        threshold: float | None = None,
+        backend: str = AUTO,
+        allow_urls: bool = False,
     ) -> Prediction | list[Prediction]:
         """Ranked classes of a picture, or of a list of pictures in the order given.
 
-        inputs: a path, encoded bytes, a PIL picture, a uint8 array (H, W, 3) or (H, W), or a list of these.
+        inputs: a path, encoded bytes, a PIL picture, a uint8 array (H, W, 3) or (H, W), or a list of these, in which a
+        folder or a pattern such as "photos/*.jpg" stands for all its pictures.
         threshold: below this probability the label is "unknown"; of a multi-label classifier, what a label needs.
         backend: a name of `lenext.inference.backends.NAMES`, or auto: the fastest that agrees, where there are many
-        pictures.
+        pictures. allow_urls: fetch texts that are URLs, from addresses of the public internet alone.
         A picture that cannot be read gets a Prediction with `error`; it never stops the others.
         Raises ValueError for arguments that make no sense.
         """
         several = isinstance(inputs, (list, tuple))
-        pictures: Sequence[Any] = inputs if several else [inputs]  # type: ignore[assignment]
-        answers = list(self.stream(pictures, top_k, threshold=threshold, backend=backend, expected=len(pictures)))
+        pictures: list[Any] = list(expanded(inputs)) if several else [inputs]  # type: ignore[arg-type]
+
+        def pixels(item: Any, preprocess: Preprocess) -> np.ndarray:
+            return pixels_of(fetched(item, allow_urls), preprocess)
+
+        answers = list(
+            self.stream(pictures, top_k, threshold=threshold, backend=backend, expected=len(pictures), pixels=pixels)
+        )
         return answers if several else answers[0]
 
     def stream(

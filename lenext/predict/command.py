@@ -16,17 +16,15 @@ import numpy as np
 from lenext import runs, terminal
 from lenext.classifier import AUTO, load
 from lenext.data.dataset import writable
-from lenext.data.decode import UnreadableImage, decode, read_bytes
-from lenext.data.urls import fetch, is_url
+from lenext.data.decode import decode, read_bytes
+from lenext.data.inputs import count, expand, fetched
 from lenext.inference.choose import SAME
 from lenext.predict import answers
 from lenext.predict.answers import Answer, Form, Layout
-from lenext.predict.inputs import count, expand
 from lenext.predict.spool import Spool, fingerprint, open_spool
 from lenext.preprocess import Preprocess
 from lenext.version import __version__
 
-URL_BYTES, URL_SECONDS = 100_000_000, 30.0
 log = logging.getLogger("lenext")
 
 
@@ -69,12 +67,9 @@ def run(
     answered = failed = 0
 
     def pixels(image: str, preprocess: Preprocess) -> np.ndarray:
-        if not is_url(image):
-            data = read_bytes(Path(image))
-        elif allow_urls:
-            data = fetch(image, most_bytes=URL_BYTES, seconds=URL_SECONDS)
-        else:
-            raise UnreadableImage("this is a URL; with --allow-urls it is fetched")
+        data = fetched(image, allow_urls)
+        if isinstance(data, str):
+            data = read_bytes(Path(data))
         found = decode(data, shrink_to=preprocess.resize)
         if gallery is not None:
             gallery.keep(image, decode(data, shrink_to=SIDE))

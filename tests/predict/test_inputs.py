@@ -9,8 +9,8 @@ import tracemalloc
 import pytest
 from natsort import natsorted, ns
 
-from lenext.predict import inputs
-from lenext.predict.inputs import count, expand
+from lenext.data import inputs
+from lenext.data.inputs import count, expand
 
 
 def touch(folder, *names):

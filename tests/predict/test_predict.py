@@ -13,7 +13,8 @@ from PIL import Image
 
 import lenext
 from lenext.classifier import Prediction
-from lenext.predict import answers, command
+from lenext.data import inputs
+from lenext.predict import answers
 from lenext.predict.gallery import draw, file_name, title
 from tests.data import corpus
 from tests.data.test_urls import BODY, net  # noqa: F401
@@ -85,12 +86,33 @@ def test_every_malformed_picture_has_its_row_and_the_others_their_answers(run, t
             assert (row["label"], row["probability"]) == (alone.label, pytest.approx(alone.probability, abs=1e-5))
 
 
+def test_python_takes_any_mix_in_a_list_as_the_command_does(net, run, shapes, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("tests.data.test_urls.BODY", (shapes / "圆/3.png").read_bytes())
+    classifier, file = lenext.load(run), shapes / "圆/3.png"
+    missing, url = str(tmp_path / "none.png"), "http://public.example/a"
+    pixels = np.asarray(Image.open(file).convert("RGB"))
+    mixed = [shapes / "圆", file, f"{shapes}/三角/1?.png", missing, file.read_bytes(), pixels, Image.open(file), url]
+    rows = classifier.predict(mixed, allow_urls=True)
+    names = (
+        [f"{shapes}/圆/{i}.png" for i in range(30)] + [str(file)] + [f"{shapes}/三角/{i}.png" for i in range(10, 20)]
+    )
+    assert [row.image for row in rows] == [*names, missing, "", "", "", url]
+    assert rows[41].error == "the file does not exist"
+    for row in (rows[30], *rows[42:]):
+        assert row.top == rows[3].top
+    refused = classifier.predict(url)
+    assert refused.label is None
+    assert "allow_urls=True" in str(refused.error)
+    with pytest.raises(ValueError, match="no file fits the pattern"):
+        classifier.predict([f"{tmp_path}/*.png"])
+
+
 def test_urls_are_fetched_only_where_it_is_allowed(net, run, shapes, capsys, monkeypatch):  # noqa: F811
     picture = (shapes / "圆/3.png").read_bytes()
     monkeypatch.setattr("tests.data.test_urls.BODY", picture)
     asked = ["http://public.example/a?b=c", "http://127.0.0.1/", "file:///etc/passwd", shapes / "圆/3.png",
              "HTTP://public.example/a?b=c", "http://public.example/endless"]  # fmt: skip
-    monkeypatch.setattr(command, "URL_BYTES", 1_000_000)
+    monkeypatch.setattr(inputs, "URL_BYTES", 1_000_000)
     command_line = ["predict", run, *asked, "--format", "jsonl"]
     status, out, _ = lenext_command(*command_line, capsys=capsys)
     assert status == 0

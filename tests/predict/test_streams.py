@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from lenext.classifier import Classifier, Prediction
+from lenext.data import inputs
 from lenext.models.pooled import build_network
-from lenext.predict import answers, command, inputs, spool
+from lenext.predict import answers, command, spool
 from lenext.preprocess import Preprocess
 
 

@@ -12,15 +12,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from natsort import natsort_keygen, ns
 
-from lenext.data.decode import EXTENSIONS
-from lenext.data.urls import is_url
+from lenext.data.decode import EXTENSIONS, UnreadableImage
+from lenext.data.urls import fetch, is_url
 
 log = logging.getLogger("lenext")
 natural = natsort_keygen(alg=ns.IC)
 PIECE = 20_000  # so many names are sorted at once
+URL_BYTES, URL_SECONDS = 100_000_000, 30.0
 
 
 def count(inputs: Sequence[str], without: str | None = None) -> int:
@@ -65,6 +67,24 @@ def expand(
                 yield path
         if empty and nothing:
             raise ValueError(nothing)
+
+
+def expanded(inputs: Iterable[Any]) -> Iterator[Any]:
+    """Inputs of any kind, with the pictures of folders and patterns in their place. Raises ValueError as `expand`."""
+    for item in inputs:
+        if isinstance(item, (str, Path)):
+            yield from expand([str(item)])
+        else:
+            yield item
+
+
+def fetched(item: Any, allow_urls: bool) -> Any:
+    """The bytes behind a URL; other inputs as they are. Raises UnreadableImage."""
+    if not isinstance(item, str) or not is_url(item):
+        return item
+    if not allow_urls:
+        raise UnreadableImage("this is a URL; with --allow-urls (in Python: allow_urls=True) it is fetched")
+    return fetch(item, most_bytes=URL_BYTES, seconds=URL_SECONDS)
 
 
 def _walk(
