@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 
@@ -125,6 +126,25 @@ def test_the_fastest_that_agrees_is_taken_and_remembered(tolerance, expected, ma
     )  # however many there are at once
     assert known is not None
     assert known[0] == expected
+
+
+def test_a_machine_that_is_busy_at_first_does_not_decide(made, network, pictures, monkeypatch) -> None:
+    """As one that serves while it measures: the first candidate must not suffer for all."""
+    make, timed = choose.make_backend, itertools.count()
+
+    def make_slowly(name: str, *rest: object) -> Callable:
+        run = make(name, *rest)
+
+        def work(x: Tensor) -> Tensor:
+            if len(x) == len(pictures) and next(timed) < choose.ROUNDS:
+                time.sleep(1.5)
+            return run(x)
+
+        return work
+
+    monkeypatch.setattr(choose, "make_backend", make_slowly)
+    name, _ = choose.fastest_backend(network, PREPROCESS, pictures, 1000, tolerance=1e-3, candidates=tuple(made))
+    assert name == "openvino-float32"
 
 
 def test_other_weights_are_measured_anew(made, network, pictures) -> None:
