@@ -92,8 +92,10 @@ def is_run(path: str | Path) -> bool:
 
 
 def require(path: str | Path) -> Path:
-    """The path, if it is a run folder; else ValueError."""
+    """The run folder of a path: itself, or that of the classifier file in it; ValueError where there is none."""
     run = Path(path)
+    if run.name == CLASSIFIER and is_run(run.parent):
+        return run.parent
     if is_run(run):
         return run
     if not run.exists():
@@ -101,10 +103,12 @@ def require(path: str | Path) -> Path:
     raise ValueError(f"{run} is not a run folder: it has no {CONFIG} and {DATA}")
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object], *, before: Path | None = None) -> None:
     """Let `write` fill a temporary file beside `path`, flush it to disk and rename it over `path`.
 
-    Whatever happens half way (a full disk, a kill), `path` holds the old content or the new, never a part.
+    before: where the old content goes, once the new is on the disk; it is lost if not given.
+    Whatever happens half way (a full disk, a kill), `path` holds the old content or the new, never a part; with
+    `before`, the old may lie there and nothing at `path`.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -112,6 +116,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.chmod(0o666 & ~_UMASK)  # some writers make files that only their owner can read
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
+        if before is not None and path.exists():
+            os.replace(path, before)
         os.replace(temporary, path)
         folder = os.open(path.parent, os.O_RDONLY)
         try:
@@ -120,6 +126,17 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             os.close(folder)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_unfinished(run: Path) -> None:
+    """Remove what processes that are gone were writing when they were killed."""
+    import psutil
+
+    for file in run.rglob(".*.tmp"):
+        process = file.name.split(".")[-2]
+        # In a container the killed process and this one, which is writing nothing now, may have the same number.
+        if process.isdecimal() and (int(process) == os.getpid() or not psutil.pid_exists(int(process))):
+            file.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -135,6 +152,13 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
+
+
+def add_choice(run: Path, sentence: str) -> None:
+    """Add a sentence about what was chosen, once: a run that is interrupted early chooses again."""
+    choices = read_json(run / "choices.json")
+    if sentence not in choices:
+        write_json(run / "choices.json", [*choices, sentence])
 
 
 def write_config(run: Path, values: dict[str, Any]) -> None:

@@ -177,8 +177,13 @@ def test_command(run, tmp_path, capsys):
     assert (tmp_path / "README.md").read_text(encoding="utf-8") == printed
 
 
+def test_the_classifier_file_of_a_run_stands_for_it(run):
+    assert make_card(run / runs.CLASSIFIER) == make_card(run)
+
+
 def test_command_on_what_is_no_run(run, tmp_path, capsys):
-    for path in (run / runs.CLASSIFIER, tmp_path, tmp_path / "nothing"):
+    alone = Path(shutil.copy(run / runs.CLASSIFIER, tmp_path))
+    for path in (alone, tmp_path, tmp_path / "nothing"):
         with pytest.raises(SystemExit) as end:
             cli.main(["card", str(path)])
         assert end.value.code == 2
