@@ -108,7 +108,7 @@ class Classifier:
     @overload
     def predict(
         self,
-        inputs: list[Input] | tuple[Input, ...],
+        inputs: list[Any] | tuple[Any, ...],
         top_k: int = 5,
         *,
         threshold: float | None = None,

@@ -336,7 +336,7 @@ def _demo(args: Namespace) -> int:
 
 def _train(args: Namespace) -> int:
     given = _given(args)
-    from lenext import terminal
+    from lenext import runs, terminal
     from lenext.training import begin
 
     resume, find_lr = given.pop("resume", None), given.pop("find_lr", False)
@@ -349,7 +349,7 @@ def _train(args: Namespace) -> int:
         if find_lr:
             terminal.show_lr_search(*begin.find_lr(settings, out))
         else:
-            terminal.show_run(begin.train(settings, out))
+            terminal.show_run(begin.train(settings, out, started=runs.process_start()))
     return 0
 
 
@@ -511,7 +511,8 @@ def _spoken(error: OSError | MemoryError | FloatingPointError) -> str:
     import errno
 
     if isinstance(error, MemoryError):
-        return "out of memory; try a smaller --batch-size or --image-size"
+        said = str(error)  # ours says what needs less; a library's only how much it asked for
+        return said if said.startswith("out of memory") else "out of memory; try a smaller --batch-size or --image-size"
     if isinstance(error, FloatingPointError):
         return str(error)
     if error.errno == errno.ENOSPC or "No space left" in str(error):

@@ -50,10 +50,12 @@ class TrainConfig:
             of a checkpoint. Chosen when not given: the weights if they are already on this machine.
         arguments: Arguments of the architecture, such as '{"stem": "small"}'.
         epochs: Passes over the training pictures. Chosen when not given: as many as the time budget allows.
-        time_budget: Seconds that reading, training and evaluating may take where epochs are not given.
+        time_budget: Seconds that the whole command may take where epochs are not given, as far as the speed tells
+            beforehand. One epoch is trained at least, none where a quick classifier stands without it.
         batch_size: Pictures in a step, over all devices.
         micro_batch: Pictures that go through the network at once on one device; gradients add up to the batch. Chosen
-            when not given: the whole batch, halved until it fits the memory.
+            when not given: the whole batch, halved until it fits the memory. Several devices halve it before the first
+            step only.
         image_size: Side of the square network input, pixels. Chosen when not given: by the pictures and the model.
         mean: Mean of each of the three channels that inputs are normalised with, of pixels from 0 to 1. The network's
             own when not given.
@@ -77,7 +79,8 @@ class TrainConfig:
         clip_norm: Largest gradient norm; larger gradients are scaled down to it. 0 for none.
         sam: Radius of sharpness-aware minimisation, which takes two passes a step; 0.05 is usual. 0: off.
         ema: Decay of a running average of the weights, which is validated beside them; 0.999 is usual. 0: off.
-        average: Last epochs whose weights are averaged at the end, and kept if better. 0: off.
+        average: Last epochs whose weights are averaged at the end, and kept if better; an early stop by patience may
+            come before them. 0: off.
         freeze: Share of the network's layers, from the picture on, that stay as they are. 1: all but the head.
         unfreeze_epochs: Epochs over which frozen layers are let go, from the head down. 0: they stay frozen.
         loss: cross_entropy; bce: binary cross-entropy of a sigmoid for each class, and one for two classes; focal:
@@ -121,13 +124,14 @@ class TrainConfig:
         max_unreadable: Share of unreadable pictures above which the run does not start.
         seed: Seed of split, weights, order, augmentation and dropout.
         devices: Processes on this machine: GPUs, or parts of the CPU's cores.
-        nodes: Machines, on each of which the same command is started.
+        nodes: Machines, on each of which the same command is started, by torchrun, by Slurm, or with MASTER_ADDR,
+            MASTER_PORT and NODE_RANK in its environment.
         accelerator: Kind of processor.
         strategy: How several processes share the work. ddp: each has the whole network; fsdp: each has a part of the
             weights, for networks that fit no single one. auto: ddp.
         sync_batchnorm: Batch norm over all GPUs together.
         speed: auto: precision, memory format, compiling and workers are timed on the first batches, where not given,
-            and kept for next time; off: nothing is timed.
+            and kept for next time; off: nothing is timed, but for the pace of a few steps where epochs are not given.
         precision: Arithmetic of training. auto: measured, the fastest that agrees with float32.
         channels_last: Memory format of training. Measured when not given.
         compile: Compile the network. Tried when not given and the run is long enough to pay for it.

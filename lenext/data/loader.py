@@ -81,11 +81,12 @@ def epoch_order(
 
 
 class _Job(NamedTuple):
-    """One batch: which pictures, and how many times each has come before in the epoch."""
+    """One batch: which pictures, how many times each has come before in the epoch, and the numbers they go by."""
 
     epoch: int
     pictures: np.ndarray
     earlier: np.ndarray
+    numbers: np.ndarray
 
 
 class _Batch(Dataset[Any]):
@@ -132,7 +133,9 @@ class Batches:
 
     A training epoch drops the last batch if it is smaller than half a batch, where batch norm would be noisy.
     workers: processes that prepare batches, kept until the object goes; 0: the calling process does it.
-    rank and world_size share every global batch among processes: the global order is the same for any number.
+    rank and world_size share every global batch among processes: the global order is the same for any number. All of
+    them get equally many pictures, or they would wait for one another in vain; where that takes fillers, their index is
+    N or more: they must not be counted.
     repeats: repeated augmentation (Hoffer et al. 2020, https://arxiv.org/abs/1901.09335): every picture of a global
     batch comes so many times, each time altered anew, and an epoch has as many pictures as ever.
     sampling: shuffled: every picture once; balanced: every class of `labels` (N,) equally often; weighted: in
@@ -192,22 +195,23 @@ class Batches:
         earlier = _earlier(order)
         jobs = []
         for number in range(start, len(self)):
-            batch = slice(number * self.batch_size, (number + 1) * self.batch_size)
-            share = slice(self.rank, None, self.world_size)
-            jobs.append(_Job(epoch, order[batch][share], earlier[batch][share]))
+            first = number * self.batch_size
+            B = min(self.batch_size, self.n - first)
+            place = self._share(B)
+            rows = first + place % B
+            jobs.append(_Job(epoch, order[rows], earlier[rows], order[rows] + self.n * (place >= B)))
         return self._load(jobs)
 
     def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every picture once, in order, for evaluation, shared among the ranks.
-
-        All ranks get the same number of batches of the same size; where that takes a filler, its index is beyond the
-        last picture: it must not be counted.
-        """
-        share = np.arange(self.rank, -(-self.n // self.world_size) * self.world_size, self.world_size)
+        """Every picture once, in order, for evaluation, shared among the ranks as the training batches are."""
+        share = self._share(self.n)
         chunks = [share[start : start + self.batch_size] for start in range(0, len(share), self.batch_size)]
-        jobs = [_Job(0, chunk.clip(max=self.n - 1), np.zeros_like(chunk)) for chunk in chunks]
-        for chunk, (x, _) in zip(chunks, self._load(jobs)):
-            yield x, torch.from_numpy(chunk)
+        jobs = [_Job(0, chunk.clip(max=self.n - 1), np.zeros_like(chunk), chunk) for chunk in chunks]
+        return self._load(jobs)
+
+    def _share(self, n: int) -> np.ndarray:
+        """Which of n places are this process's; places from n on are for fillers."""
+        return np.arange(self.rank, -(-n // self.world_size) * self.world_size, self.world_size)
 
     def _load(self, jobs: list[_Job]) -> Iterator[tuple[Tensor, Tensor]]:
         """Raises UnreadableImage if a picture has become unreadable, RuntimeError if a worker was killed."""
@@ -217,7 +221,7 @@ class Batches:
                 if isinstance(x, UnreadableImage):
                     raise x
                 shared = self._loader.num_workers and not self._loader.pin_memory
-                yield x.clone() if shared else x, torch.from_numpy(job.pictures)
+                yield x.clone() if shared else x, torch.from_numpy(job.numbers)
                 assert self._jobs.now is jobs, "another epoch was begun before this one ended"
         except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
             # A worker that dies is noticed as such, or when the memory it has filled is asked for. What a living one

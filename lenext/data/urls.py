@@ -13,6 +13,7 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Callable
 from functools import cache
 from http import HTTPStatus
 from ipaddress import IPv4Address, IPv6Address
@@ -30,6 +31,9 @@ REDIRECTS = frozenset((301, 302, 303, 307, 308))
 # Addresses of IPv6 that stand for one of IPv4 in their last 32 bits, which a gateway connects to (RFC 6052).
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 UNICAST = ipaddress.IPv6Network("2000::/3")  # all that the public internet has of IPv6
+# What some versions of Python take for public: protocols' own addresses, an address of Oracle's virtual machines among
+# them; the relays of 6to4; Teredo and its neighbours, which wrap others; examples in texts (RFC 9637).
+RESERVED = tuple(map(ipaddress.ip_network, ("192.0.0.0/24", "192.88.99.0/24", "2001::/23", "3fff::/20")))
 # Public by its number, yet answered inside Azure's virtual machines.
 INSIDE = frozenset((IPv4Address("168.63.129.16"),))
 
@@ -39,16 +43,17 @@ def is_url(text: str) -> bool:
     return re.match(r"[a-z][a-z0-9+.-]*://", text, re.IGNORECASE) is not None
 
 
-def fetch(url: str, *, most_bytes: int, seconds: float) -> bytes:
+def fetch(url: str, *, most_bytes: int, seconds: float, count: Callable[[int], object] = lambda size: None) -> bytes:
     """What a server answers to a GET of `url`, after at most three redirects.
 
     most_bytes: of the body. seconds: for everything together, from the name's resolution to the last byte.
+    count: called with the size of every part of the body before it is kept; what it raises ends the fetch.
     May be called from several threads. Raises UnreadableImage with a reason that says nothing of the network inside.
     """
     deadline = time.monotonic() + seconds
     try:
         for _ in range(1 + MOST_REDIRECTS):
-            answer = _get(url, most_bytes, deadline)
+            answer = _get(url, most_bytes, deadline, count)
             if isinstance(answer, bytes):
                 return answer
             url = urljoin(url, answer)
@@ -67,6 +72,8 @@ def fetch(url: str, *, most_bytes: int, seconds: float) -> bytes:
 
 def is_public(address: IPv4Address | IPv6Address) -> bool:
     """Whether an address is one of the public internet, also where it only wraps another."""
+    if any(address in network for network in RESERVED):
+        return False
     if isinstance(address, IPv4Address):
         return address.is_global and not address.is_multicast and address not in INSIDE
     if address.ipv4_mapped is not None:
@@ -77,7 +84,7 @@ def is_public(address: IPv4Address | IPv6Address) -> bool:
     return address.is_global and address in UNICAST and (relayed is None or is_public(relayed))
 
 
-def _get(url: str, most_bytes: int, deadline: float) -> bytes | str:
+def _get(url: str, most_bytes: int, deadline: float, count: Callable[[int], object]) -> bytes | str:
     """The body, or where the server says that it is."""
     target, host = _parse(url)
     headers: dict[bytes | str, bytes | str] = {
@@ -102,6 +109,7 @@ def _get(url: str, most_bytes: int, deadline: float) -> bytes | str:
             raise too_many
         body = bytearray()
         for part in response.iter_stream():
+            count(len(part))
             body += part
             if len(body) > most_bytes:
                 raise too_many

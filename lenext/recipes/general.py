@@ -12,13 +12,17 @@ def auto() -> dict[str, Any]:
     """`lenext train DATA`: a quick classifier on frozen features, then fine-tuning, within the time budget.
 
     With pretrained weights on the machine: five minutes on two cores. Without them: plain training, as `fit`. What was
-    chosen, and why, is said and kept in choices.json.
+    chosen, and why, is said and kept in choices.json. On the solar cells of `lenext demo`, with EfficientNet-Lite0 and
+    `--time-budget 165`: 85.2 % of 656 test pictures after 192 s.
     """
     return {"label_smoothing": 0.1, "warmup_epochs": 0.4, "select": "val_loss"}
 
 
 def fit() -> dict[str, Any]:
-    """`lenext train DATA --recipe fit`: plain training of the whole network with augmentation, pretrained or not."""
+    """`lenext train DATA --recipe fit`: plain training of the whole network with augmentation, pretrained or not.
+
+    As many epochs as the time budget allows, five minutes unless `--time-budget` or `--epochs` says otherwise.
+    """
     return {}
 
 
@@ -26,7 +30,8 @@ def probe() -> dict[str, Any]:
     """`lenext train DATA --recipe probe`: a linear classifier on the frozen features of a pretrained network.
 
     One pass over the pictures and seconds of logistic regression; more views of each picture while the time budget
-    allows. The measure of what the features know.
+    allows. The measure of what the features know. On the solar cells of `lenext demo`, with `--model
+    tf_efficientnet_lite0`: 84.8 % of 656 test pictures after 54 s.
     """
     return {"pretrained": True}
 
@@ -35,7 +40,8 @@ def finetune() -> dict[str, Any]:
     """`lenext train DATA --recipe finetune`: the whole pretrained network, gently, with augmented pictures.
 
     AdamW with a warm-up and a cosine; layers learn the more slowly the nearer they are to the picture (Clark et al.
-    2020; Bao et al. 2022), and a moving average of the weights is what is kept if it is better.
+    2020; Bao et al. 2022), and a moving average of the weights is what is kept if it is better. On the solar cells of
+    `lenext demo`, with `--model tf_efficientnet_lite0 --epochs 8`: 84.5 % of 656 test pictures after 19 minutes.
     """
     return {
         "pretrained": True,

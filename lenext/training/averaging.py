@@ -14,10 +14,39 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lenext.data.loader import derive_seed
 from lenext.training.freezing import keep_still
 
 
-class MovingAverage:
+class _Average:
+    """Weights and buffers that can stand in for a model's own."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.average: dict[str, Tensor] = {}
+        self._own: dict[str, Tensor] = {}
+
+    @contextmanager
+    def swapped_in(self) -> Iterator[None]:
+        """Inside, the model has the averaged weights; afterwards its own again, bit for bit."""
+        now = _tensors(self.model)
+        self._own = {name: now[name].clone() for name in self.average}
+        try:
+            _load(now, self.average)
+            yield
+        finally:
+            self.put_back()
+
+    def put_back(self) -> None:
+        """The model's own weights, where others stand in for them, wholly or in part.
+
+        An interruption may divide `swapped_in` anywhere, and this too: whoever handles it calls this once more.
+        """
+        _load(_tensors(self.model), self._own)
+        self._own = {}
+
+
+class MovingAverage(_Average):
     """Exponential moving average of a model's weights and buffers. Whole numbers are copied.
 
     decay: what is kept of the average at a step, in the long run. At step t it is at most (1 + t) / (10 + t), so that
@@ -25,7 +54,8 @@ class MovingAverage:
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self.model, self.decay, self.steps = model, decay, 0
+        super().__init__(model)
+        self.decay, self.steps = decay, 0
         self.average = {name: tensor.clone() for name, tensor in _tensors(model).items()}
 
     def update(self) -> None:
@@ -39,21 +69,18 @@ class MovingAverage:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.steps = int(state["steps"])
-        _load(self.average, state)
-
-    @contextmanager
-    def swapped_in(self) -> Iterator[None]:
-        """Inside, the model has the averaged weights; afterwards its own again, bit for bit."""
-        with _swapped(self.model, self.average):
-            yield
+        _load(self.average, _bare(state))
 
 
-class TailAverage:
-    """Plain mean of a model's weights and buffers at the moments of `add`. Whole numbers are the last ones."""
+class TailAverage(_Average):
+    """Plain mean of a model's weights and buffers at the moments of `add`. Whole numbers are the last ones.
+
+    Before the first of them there is nothing to swap in, and the model keeps its own.
+    """
 
     def __init__(self, model: nn.Module) -> None:
-        self.model, self.count = model, 0
-        self.average: dict[str, Tensor] = {}
+        super().__init__(model)
+        self.count = 0
 
     def add(self) -> None:
         """Take in the weights as they are."""
@@ -68,21 +95,15 @@ class TailAverage:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.count = int(state["count"])
         self.average = {name: tensor.clone() for name, tensor in _tensors(self.model).items()} if self.count else {}
-        _load(self.average, state)
-
-    @contextmanager
-    def swapped_in(self) -> Iterator[None]:
-        """Inside, the model has the mean weights, its own if there is no mean yet; afterwards its own, bit for bit."""
-        with _swapped(self.model, self.average):
-            yield
+        _load(self.average, _bare(state))
 
 
 @torch.no_grad()
-def refresh_norms(model: nn.Module, batches: Iterable[Tensor]) -> None:
+def refresh_norms(model: nn.Module, batches: Iterable[Tensor], *, seed: int) -> None:
     """The statistics of batch norms anew: the mean over batches of what each finds in it.
 
-    batches: inputs of the model, on its device. Frozen layers keep their statistics. As torch's `update_bn`, which
-    knows no frozen layers.
+    batches: inputs of the model, on its device. seed: of dropout. Frozen layers keep their statistics. As torch's
+    `update_bn`, which knows no frozen layers.
     """
     was_training = model.training
     model.train()
@@ -93,7 +114,8 @@ def refresh_norms(model: nn.Module, batches: Iterable[Tensor]) -> None:
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # a plain mean
-        for x in batches if norms else ():
+        for number, x in enumerate(batches if norms else ()):
+            torch.manual_seed(derive_seed(seed, number))
             model(x)
     finally:
         for norm, momentum in zip(norms, momenta):
@@ -115,22 +137,15 @@ def _move(average: dict[str, Tensor], now: dict[str, Tensor], share: float) -> N
         torch._foreach_copy_([average[name] for name in whole], [now[name] for name in whole])
 
 
-@contextmanager
-def _swapped(model: nn.Module, tensors: dict[str, Tensor]) -> Iterator[None]:
-    now = _tensors(model)
-    own = {name: now[name].clone() for name in tensors}
-    try:
-        _load(now, _prefixed(tensors))
-        yield
-    finally:
-        _load(_tensors(model), _prefixed(own))
-
-
 def _prefixed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {f"average.{name}": tensor for name, tensor in tensors.items()}
 
 
-def _load(tensors: dict[str, Tensor], state: dict[str, Tensor]) -> None:
-    for name, tensor in state.items():
-        if name.startswith("average."):
-            tensors[name.removeprefix("average.")].copy_(tensor)
+def _bare(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What was `_prefixed`."""
+    return {name.removeprefix("average."): value for name, value in state.items() if name.startswith("average.")}
+
+
+def _load(tensors: dict[str, Tensor], values: dict[str, Tensor]) -> None:
+    for name, value in values.items():
+        tensors[name].copy_(value)

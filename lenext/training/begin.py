@@ -8,10 +8,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from lenext.data.samples import Samples
 from lenext.data.sources import absolute
 from lenext.evaluation.lr_figure import draw_lr_search
 from lenext.models.pooled import build_network
-from lenext.training import allocator, devices, loop, prepare, tracking, trial
+from lenext.training import allocator, checkpoint, devices, loop, prepare, tracking, trial
 from lenext.training.choose import choose
 from lenext.training.depthwise import hasten_depthwise
 from lenext.training.find_lr import Search
@@ -40,6 +41,7 @@ log = logging.getLogger("lenext")
 
 # What may change when a run goes on: how it is computed, not what.
 CHANGEABLE = ("devices", "nodes", "workers", "cache", "cache_limit", "checkpoint_every", "track")
+Setting = TypeVar("Setting")
 LOCK = ".lock"
 # Seconds for a training that is ending, or was killed and leaves processes that read files, to let go of its folder.
 PATIENCE = 20
@@ -87,12 +89,18 @@ def resume(path: str | Path, changes: dict[str, Any] | None = None) -> Path:
     if runs.is_finished(run):
         log.info("%s is finished already; nothing to resume", run)
         return run
-    config = settings.build(runs.read_config(run), changes or {})
+    before = runs.read_config(run)
+    config = settings.build(before, changes or {})
     with _running(config) as (fabric, interruption), _ending(fabric, run), _alone(fabric, run):
         if fabric.is_global_zero:
             runs.write_config(run, dataclasses.asdict(config))
         fabric.barrier()
-        return _go_on(run, fabric, interruption, None, time.time())
+        try:
+            return _go_on(run, fabric, interruption, None, time.time())
+        except ValueError:  # a change that this run cannot take is not kept
+            if fabric.is_global_zero:
+                runs.write_config(run, before)
+            raise
 
 
 def find_lr(config: TrainConfig, out: str | Path | None = None) -> tuple[Search, Path]:
@@ -118,9 +126,17 @@ def settled(config: TrainConfig) -> tuple[TrainConfig, Dataset, list[str]]:
     data = dataset.read(config.data, prepare.data_options(config))
     prepare.require_sound(data, config.max_unreadable)
     # The run may be used from elsewhere.
-    config = dataclasses.replace(config, data=absolute(config.data), root=config.root and absolute(config.root))
+    config = dataclasses.replace(
+        config, data=absolute(config.data), root=config.root and absolute(config.root),
+        pretrained=_absolute_file(config.pretrained), teacher=_absolute_file(config.teacher),
+    )  # fmt: skip
     config, choices = choose(config, data.samples)
     return config, data, choices
+
+
+def _absolute_file(setting: Setting) -> Setting | str:
+    """A file or folder named so that it is found from any folder; what names none, such as a network, as it is."""
+    return os.path.abspath(setting) if isinstance(setting, str) and os.path.exists(setting) else setting
 
 
 def _begin(config: TrainConfig, out: str | Path | None, opened: list[tuple[Dataset, Classifier]]) -> Path:
@@ -150,12 +166,16 @@ def _go_on(
     config = settings.build(runs.read_config(run))
     assert config.data is not None
     resumed = opened is None
+    if resumed and fabric.is_global_zero:
+        runs.remove_unfinished(run)
     with runs.logging_to(run) if fabric.is_global_zero else contextlib.nullcontext():
         with fabric.rank_zero_first(local=True):  # what the first finds out, it keeps for the others
             if opened is None:
                 log.info("resuming %s", run)
                 data = dataset.read(config.data, prepare.data_options(config))
-                opened = data, _new_classifier(config, data.samples, runs.read_json(run / runs.DATA)["fingerprint"])
+                # The checkpoint has the weights, and the file that they came from at first may be gone.
+                fresh = dataclasses.replace(config, pretrained=False) if checkpoint.exists(run) else config
+                opened = data, _new_classifier(fresh, data.samples, runs.read_json(run / runs.DATA)["fingerprint"])
         data, classifier = opened
         if devices.decide(fabric, lambda: resumed):
             devices.decide(fabric, lambda: _require_unchanged(run, data))

@@ -35,8 +35,9 @@ class Progress:
 
     epoch: finished epochs. batch: steps done in the epoch after them, with `seen` pictures, their losses' sum, right
     answers, skipped steps and seconds so far.
-    best, best_epoch: the best validation figures and when they were reached. bad_steps: steps in a row whose gradients
-    were not finite. backoff: factor of the learning rate because of them. micro_batch: pictures at once.
+    lr: of the last step. best, best_epoch: the best validation figures and when they were reached. bad_steps: steps in
+    a row whose gradients were not finite. backoff: factor of the learning rate because of them. micro_batch: pictures
+    at once.
     quick: what a resumed run must know of its quick classifier.
     """
 
@@ -47,6 +48,7 @@ class Progress:
     right: int = 0
     skipped: int = 0
     seconds: float = 0.0
+    lr: float = 0.0
     best: dict[str, float] | None = None
     best_epoch: int = 0
     bad_steps: int = 0
@@ -112,23 +114,21 @@ def save(run: Path, state: tuple[dict[str, Tensor], list[dict[str, Any]]], progr
     metadata = {
         "progress": json.dumps(dataclasses.asdict(progress)),
         "param_groups": json.dumps(groups),
-        "digest": _digest(tensors),
     }
-
-    def replace(file: Path) -> None:
-        save_tensors(tensors, file, metadata)
-        if (run / NEWEST).exists():
-            os.replace(run / NEWEST, run / BEFORE)
-
-    runs.write_atomically(run / NEWEST, replace)
+    metadata["digest"] = _digest(metadata, tensors)
+    runs.write_atomically(run / NEWEST, lambda file: save_tensors(tensors, file, metadata), before=run / BEFORE)
 
 
 class Checkpoint:
     """The newest whole checkpoint of a run, read once. Raises ValueError when there is none."""
 
     def __init__(self, run: Path) -> None:
-        self.metadata, self.tensors = _newest_whole(run)
-        self.progress = Progress(**json.loads(self.metadata["progress"]))
+        self.path, (self.progress, self.groups, self.tensors) = _newest_whole(run)
+
+    def stand_first(self) -> None:
+        """Take the place of a newest one that is damaged, which would take this one's when the next is written."""
+        if self.path.name == BEFORE:
+            os.replace(self.path, self.path.with_name(NEWEST))
 
     def part(self, name: str) -> dict[str, Tensor]:
         """The tensors that were saved as one part, by their names within it; empty if there was none."""
@@ -144,7 +144,7 @@ class Checkpoint:
         for key, tensor in self.part("optimizer").items():
             index, entry = key.split(".", 1)
             state.setdefault(int(index), {})[entry] = tensor
-        optimizer.load_state_dict({"state": state, "param_groups": json.loads(self.metadata["param_groups"])})
+        optimizer.load_state_dict({"state": state, "param_groups": self.groups})
         for parameter, values in optimizer.state.items():
             # The file is contiguous, a channels-last parameter is not, and fused optimisers walk both in memory order.
             for entry, value in values.items():
@@ -156,13 +156,13 @@ def exists(run: Path) -> bool:
     return (run / NEWEST).exists() or (run / BEFORE).exists()
 
 
-def _newest_whole(run: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """(metadata, tensors) of the newest checkpoint that is whole; a damaged one is said and the one before is used."""
+def _newest_whole(run: Path) -> tuple[Path, tuple[Progress, list[dict[str, Any]], dict[str, Tensor]]]:
+    """(path, content) of the newest checkpoint that is whole; a damaged one is said and the one before is used."""
     reasons = []
     for name in (NEWEST, BEFORE):
         if (run / name).exists():
             try:
-                return _read(run / name)
+                return run / name, _read(run / name)
             except ValueError as error:
                 log.warning("%s; trying the one before", error)
                 reasons.append(str(error))
@@ -171,20 +171,24 @@ def _newest_whole(run: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     )
 
 
-def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+def _read(path: Path) -> tuple[Progress, list[dict[str, Any]], dict[str, Tensor]]:
+    """(progress, the optimiser's groups, every tensor by name). Raises ValueError for a file that is not whole."""
     try:
         with safe_open(path, framework="pt") as file:
-            metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is damaged or cut off ({error})") from None
-    if (metadata or {}).get("digest") != _digest(tensors):
+    if metadata.pop("digest", None) != _digest(metadata, tensors):
         raise ValueError(f"{path} is damaged: its checksum does not fit its content")
-    return metadata, tensors
+    return Progress(**json.loads(metadata["progress"])), json.loads(metadata["param_groups"]), tensors
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
+def _digest(metadata: dict[str, str], tensors: dict[str, Tensor]) -> str:
+    """Of all that a checkpoint says, in its header and in its tensors."""
+    digest = hashlib.blake2b(json.dumps(metadata, sort_keys=True).encode(), digest_size=16)
     for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -12,7 +12,7 @@ from lenext.config import TrainConfig
 from lenext.data.samples import Samples
 from lenext.models import catalogue
 from lenext.models.weights import has_offline_weights, has_public_weights
-from lenext.training.devices import device_of
+from lenext.training.devices import device_of, processes
 from lenext.training.optim import default_lr
 
 # Architectures in the order of preference when none is named and their weights are on the machine.
@@ -22,10 +22,19 @@ SMALL = 96
 SMALLEST = 24
 # Patches along the side of a small picture.
 TOKENS = 8
+# Settings of the training of a whole network.
+UNUSED_BY_PROBE = (
+    "epochs", "batch_size", "micro_batch", "start_size", "lr", "optimizer", "weight_decay", "momentum", "nesterov",
+    "schedule", "lr_decay", "lr_epochs", "final_lr", "layer_decay", "warmup_epochs", "clip_norm", "sam", "ema",
+    "average", "freeze", "unfreeze_epochs", "label_smoothing", "focal_gamma", "teacher", "augment", "crop_scale",
+    "flip", "policy", "color_jitter", "erasing", "repeats", "mixup", "cutmix", "sampling", "select", "patience",
+)  # fmt: skip
 
 
 def choose(config: TrainConfig, samples: Samples) -> tuple[TrainConfig, list[str]]:
     """(configuration with model, weights, size, batch, rate and augmentation settled, sentences that say why)."""
+    if config.recipe == "probe":
+        _require_probe(config)
     said: list[str] = []
     n = int(samples.in_split("train").sum())
     settled: dict[str, Any] = {}
@@ -85,10 +94,26 @@ def choose(config: TrainConfig, samples: Samples) -> tuple[TrainConfig, list[str
     if config.strategy == "fsdp":
         if config.optimizer not in ("adamw", "adam") or config.average:
             raise ValueError("--strategy fsdp: divided weights are trained with adamw or adam, and without --average")
+        if config.epochs is None:
+            raise ValueError("--strategy fsdp: say for how many --epochs; a divided network is not timed beforehand")
         settled["channels_last"] = False
     if config.augment is None and (config.alters_pictures or not (pretrained and config.recipe == "auto")):
         settled["augment"] = "light" if pretrained or size <= SMALL else "standard"
     return dataclasses.replace(config, **settled), said
+
+
+def _require_probe(config: TrainConfig) -> None:
+    """ValueError for what recipe probe has no use for: one linear layer, fitted at once to unchanged pictures."""
+    mend = "leave it out, or take --recipe finetune"
+    if processes(config.devices, config.nodes) != (1, 1):
+        raise ValueError("recipe probe is one process's work: --devices and --nodes divide the training of a network")
+    if config.loss not in (None, "cross_entropy"):
+        raise ValueError(f"--loss {config.loss}: recipe probe fits with cross_entropy; {mend}")
+    usual = TrainConfig()
+    for name in UNUSED_BY_PROBE:
+        if getattr(config, name) != getattr(usual, name):
+            flag = name.replace("_", "-")
+            raise ValueError(f"--{flag}: recipe probe fits one linear layer to features, without it; {mend}")
 
 
 def small_arguments(model: str, size: int, pretrained: bool, given: dict[str, Any]) -> dict[str, Any]:

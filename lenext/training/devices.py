@@ -10,18 +10,24 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
 import torch
+from torch import Tensor
 
 from lenext import terminal
+from lenext.training.allocator import is_out_of_memory
 
 log = logging.getLogger("lenext")
 Answer = TypeVar("Answer")
 # The first process may decode a large data set while the others wait for it.
 PATIENCE = timedelta(hours=6)
+# What tells machines where the first one is and which one each of them is.
+MEETING = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
+# Where the first process notes that a sentence for the user ends it, and how long the others wait for such a note.
+SAID, MOMENT = "lenext/said", timedelta(seconds=10)
 
 
 def device_of(accelerator: str) -> torch.device:
@@ -32,15 +38,30 @@ def device_of(accelerator: str) -> torch.device:
 
 
 def processes(devices: int, nodes: int) -> tuple[int, int]:
-    """(processes on a machine, machines), from what started this process if that was torchrun or Slurm."""
+    """(processes on a machine, machines), from what started this process if that was torchrun or Slurm.
+
+    Raises ValueError where the processes could not find each other.
+    """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         local = int(os.environ["LOCAL_WORLD_SIZE"])
         return local, int(os.environ["WORLD_SIZE"]) // local
     from lightning_fabric.plugins.environments import SLURMEnvironment
 
     if SLURMEnvironment.detect():
-        machines = int(os.environ.get("SLURM_NNODES", "1"))
-        return int(os.environ.get("SLURM_NTASKS", "1")) // machines, machines
+        machines, tasks = (int(os.environ.get(name, "1")) for name in ("SLURM_NNODES", "SLURM_NTASKS"))
+        if tasks > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ:
+            raise ValueError(
+                "Slurm has to say how many processes each machine has: "
+                f"srun --nodes {machines} --ntasks-per-node {tasks // machines} lenext train ..."
+            )
+        return tasks // machines, machines
+    missing = [name for name in MEETING if name not in os.environ]
+    if nodes > 1 and missing:
+        raise ValueError(
+            f"--nodes {nodes}: without {', '.join(missing)} the machines would wait for each other in vain. Give each "
+            "of them the address of the first, a free port there, and its own number from 0 on: "
+            f"MASTER_ADDR=10.0.0.1 MASTER_PORT=29500 NODE_RANK=0 lenext train ... --nodes {nodes}"
+        )
     return devices, nodes
 
 
@@ -52,8 +73,8 @@ def launch(accelerator: str, devices: int, nodes: int, strategy: str, *, freezes
     from lightning_fabric import Fabric
 
     device = device_of(accelerator)
-    if device.type == "cuda":  # or cuDNN may take another algorithm when a run goes on
-        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
+    if device.type == "cuda":
+        repeat_exactly()
     devices, nodes = processes(devices, nodes)
     if device.type == "cuda" and devices > torch.cuda.device_count():
         raise ValueError(f"--devices is {devices}, and this machine has {torch.cuda.device_count()} GPUs")
@@ -73,10 +94,27 @@ def launch(accelerator: str, devices: int, nodes: int, strategy: str, *, freezes
     return fabric
 
 
+def repeat_exactly() -> None:
+    """Let a GPU add up in the same order every time, or a run that goes on would not be the one that was interrupted.
+
+    What has no such way (adaptive average pooling to more than one value, backward) goes its own, and torch warns.
+    """
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # Nothing here reads what it has not written.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def divides(strategy: str, processes: int) -> bool:
+    """Whether each process holds a part of the weights only, so that no device ever sees the whole network."""
+    return strategy == "fsdp" and processes > 1
+
+
 def _strategy(name: str, processes: int, freezes: bool) -> Any:
     if processes == 1:
         return "auto"
-    if name == "fsdp":
+    if divides(name, processes):
         from lightning_fabric.strategies import ModelParallelStrategy
 
         from lenext.training.sharding import shard
@@ -150,21 +188,55 @@ def restarts() -> bool:
     return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
 
 
+def take_from_first(fabric: Any, buffers: Iterable[Tensor]) -> None:
+    """Fill buffers, such as statistics of batch norms, with those of the first process, in every process."""
+    if fabric.world_size > 1:
+        for buffer in buffers:
+            sent = buffer.contiguous()  # itself, but of channels-last tables
+            torch.distributed.broadcast(sent, src=0)
+            buffer.copy_(sent)
+
+
 @contextlib.contextmanager
 def together(fabric: Any, mend: str) -> Iterator[None]:
     """Another process that dies is said in a sentence, with `mend`, instead of a transport's complaint.
 
-    A sentence for the user that every process would say is said by the first one.
+    A sentence for the user that every process would say is said by the first one; what ends another process alone,
+    that one says itself, and ends with a status that ends them all.
     """
     try:
         yield
-    except ValueError:
-        if fabric.is_global_zero:
+    except ValueError as error:
+        if fabric.world_size == 1:
             raise
-        leave()
+        if fabric.is_global_zero:
+            with contextlib.suppress(RuntimeError):  # what keeps the store may be what has ended
+                _store().set(SAID, "")
+            raise
+        if _is_said_by_the_first():
+            leave()
+        raise OSError(f"process {fabric.global_rank} cannot go on: {error}; then {mend}") from None
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise MemoryError(
+                "out of memory: fewer pictures at once (--micro-batch N) or smaller ones (--image-size N) need less"
+            ) from None
         lost = any(word in str(error) for word in ("closed by peer", "reset by peer", "Broken pipe", "NCCL", "Gloo"))
         if fabric.world_size == 1 or not lost:
             raise
         log.debug("%s", error)
         raise OSError(f"another process of this training has ended; {mend}") from None
+
+
+def _is_said_by_the_first() -> bool:
+    """Whether what ends this process ends the first one as well."""
+    try:
+        _store().wait([SAID], MOMENT)
+    except RuntimeError as error:  # no note came; or the store has gone with the first process, which said it
+        return "timeout" not in str(error).lower()
+    return True
+
+
+def _store() -> Any:
+    """What the processes found each other by: texts by name, for all of them."""
+    return torch.distributed.distributed_c10d._get_default_store()

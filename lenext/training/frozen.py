@@ -20,7 +20,7 @@ from lenext.evaluation.calibration import fit_temperature
 from lenext.models.pooled import CombinedNetwork, combine
 from lenext.models.weights import head_names
 from lenext.training.quick import ANSWER_VIEWS, Extractor
-from lenext.training.task import Layout, Task
+from lenext.training.task import Layout, Task, in_parts
 
 
 class Upper(nn.Module):
@@ -103,13 +103,13 @@ def stored_task(
     network.requires_grad_(False)
     for parameter in upper.parameters():
         parameter.requires_grad_(id(parameter) in learned)  # a fixed table stays as it is
-    layout = Layout()
+    layout, answer = Layout(), in_parts(upper)
 
     def prepare(x: Tensor, epoch: int = 0) -> Tensor:
         return layout.put(x.to(layout.device, torch.float32, non_blocking=True))
 
     def predict(inputs: tuple[Tensor, Tensor]) -> Tensor:
-        tuned = torch.stack([upper(prepare(view)) for view in inputs[0]]).mean(0)
+        tuned = torch.stack([answer(prepare(view)) for view in inputs[0]]).mean(0)
         return combine(inputs[1].to(tuned.device), tuned, network.quick_scale)
 
     def stored(rows: slice) -> StoredViews:

@@ -13,15 +13,21 @@ from typing import Any
 class Interruption:
     """While entered, SIGINT and SIGTERM raise KeyboardInterrupt, but not inside `held`, where they wait for its end.
 
+    A second signal is passed over: it often comes at once, where Ctrl-C reaches a program and what started it, and
+    would end the handling of the first before its work is saved. A third one raises again.
     alone: False where several processes must stop at the same step: then nothing is raised, `asked` is set, and the
     loop asks the others.
     """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.signals = 0
         self.alone = True
         self._holding = False
         self._before: dict[int, Any] = {}
+
+    @property
+    def asked(self) -> bool:
+        return self.signals > 0
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
@@ -48,8 +54,8 @@ class Interruption:
 
     def _receive(self, number: int, frame: object) -> None:
         self._mourn(False)
-        again, self.asked = self.asked, True
-        if not self._holding and (self.alone or again):
+        self.signals += 1
+        if not self._holding and self.signals != (2 if self.alone else 1):
             raise KeyboardInterrupt
 
     def has_come(self, error: BaseException) -> bool:

@@ -60,6 +60,14 @@ class Keeper:
             self.ema.load_state_dict({name: like(now[name], value) for name, value in saved.part("ema").items()})
         if self.tail is not None:
             self.tail.load_state_dict(saved.part("tail"))
+        if self.fabric.is_global_zero:  # the others have read it too: they were needed to set up the network
+            saved.stand_first()
+
+    def put_back(self) -> None:
+        """The model's own weights, if an average was to stand in for them."""
+        for average in (self.ema, self.tail):
+            if average is not None:
+                average.put_back()
 
     def is_due(self) -> bool:
         """Whether it is time for a checkpoint; the first process decides."""
@@ -93,13 +101,14 @@ class Keeper:
         """Keep the model as it is now if its validation figures are the best; weights: a word for what they are."""
         if not better(figures, self.progress.best, self.select):
             return False
-        self.progress.best, self.progress.best_epoch = figures, epoch
         about = self.classifier.about | {"validation": figures | {"epoch": epoch, "weights": weights}}
         state = self.classifier.model.state_dict()
         self.best = (
             dataclasses.replace(self.classifier, about=about),
             {name: whole(tensor).to("cpu", copy=True) for name, tensor in state.items()},
         )
+        # Last: an interruption before that leaves the bar where it was, and the model is offered again.
+        self.progress.best, self.progress.best_epoch = figures, epoch
         return True
 
 

@@ -22,7 +22,9 @@ from lenext.config import TrainConfig
 from lenext.data.dataset import Dataset
 from lenext.data.loader import derive_seed
 from lenext.data.mixing import mix
+from lenext.data.samples import Samples
 from lenext.evaluation.evaluate import finish_run
+from lenext.evaluation.report import write_report
 from lenext.models.catalogue import summarise
 from lenext.training import allocator, checkpoint, devices, freezing, prepare, settle, tracking
 from lenext.training.averaging import MovingAverage, TailAverage, refresh_norms
@@ -33,7 +35,7 @@ from lenext.training.keeper import Keeper
 from lenext.training.objective import correct
 from lenext.training.optim import learning_rate
 from lenext.training.step import Step, endure
-from lenext.training.task import AT_LAST, Targets, Task, image_task
+from lenext.training.task import AT_LAST, Targets, Task, image_task, micro_batch_of
 from lenext.training.two_steps import quick_then_tuned, takes_two_steps
 
 log = logging.getLogger("lenext")
@@ -62,13 +64,19 @@ def fit(
     weights = torch.from_numpy(train_set.weights).to(fabric.device)
     if config.sampling == "weighted":  # what comes more often must not count for more as well
         weights = torch.ones_like(weights)
+    weights = torch.cat([weights, torch.zeros_like(weights)])  # an index beyond the last picture is a filler's
 
     # ----------------------------------------------------------------------- the quick classifier, and the task
     saved = Checkpoint(run) if devices.decide(fabric, lambda: checkpoint.exists(run)) else None
-    progress, evaluation = saved.progress if saved else Progress(), 0.0
+    progress, evaluation = saved.progress if saved else Progress(), None
     if first and not saved:
         runs.write_text(run / "model.txt", summarise(classifier.model, classifier.preprocess.image_size))
         prepare.draw_samples(run, train_set)
+
+    def say(choice: str) -> None:
+        log.info("%s", choice)
+        if first:
+            runs.add_choice(run, choice)
 
     def whole_network(workers: int) -> Task:
         return image_task(
@@ -77,19 +85,26 @@ def fit(
         )  # fmt: skip
 
     task: Task | None = None
-    if fabric.world_size == 1 and takes_two_steps(config, classifier):
+    if progress.quick and fabric.world_size > 1:
+        raise ValueError(
+            f"{run} was begun in one process, from a quick classifier, and several cannot go on with it: go on with "
+            "--devices 1 --nodes 1, or train anew on several devices"
+        )
+    if fabric.world_size == 1 and takes_two_steps(config, classifier) and (progress.quick or not saved):
         task, evaluation = quick_then_tuned(
-            run, config, classifier, samples, pictures, rows, progress, saved, started=started
+            run, config, classifier, samples, pictures, rows, progress, saved, started=started, say=say
         )
         if config.recipe == "probe":
-            return finish_run(run, load(run), samples)
+            return _measure(run, samples)
     goal = settle.goal_of(config, classifier, train_set).to(fabric.device)
     plain = settle.plain_goal(config, classifier)
     if not saved:
         config = settle.settle(
-            config, task, whole_network, targets["train"], goal, fabric,
-            spent=time.time() - started, evaluation=evaluation,
+            config, task, whole_network, targets["train"], goal, fabric, started=started, evaluation=evaluation,
+            answers=classifier.views * int((~samples.in_split("train")).sum()), say=say,
         )  # fmt: skip
+        if config.epochs is None:
+            return _measure(run, samples)
         if first:
             runs.write_config(run, dataclasses.asdict(config))
     task = task or whole_network(config.workers or 0)
@@ -97,7 +112,8 @@ def fit(
     assert config.lr is not None
 
     # ------------------------------------------------------------------------------------ network and optimiser
-    task.place(channels_last=bool(config.channels_last), device=fabric.device)
+    divided = devices.divides(config.strategy, fabric.world_size)
+    task.place(channels_last=bool(config.channels_last), device=fabric.device, divided=divided)
     network, bfloat16 = task.module, config.precision == "bfloat16"
     if config.sync_batchnorm and fabric.world_size > 1:
         nn.SyncBatchNorm.convert_sync_batchnorm(network)  # in place: no network is a batch norm itself
@@ -119,7 +135,7 @@ def fit(
     saved = None  # its tensors are in use or in the way
     step = Step(
         fabric, module, network, fabric.setup_optimizers(optimizer), goal,
-        micro_batch=progress.micro_batch or settle.micro_batch_of(config, fabric.world_size),
+        micro_batch=progress.micro_batch or micro_batch_of(config, fabric.world_size),
         bfloat16=bfloat16, clip_norm=config.clip_norm, sam=config.sam, several=targets["train"].several,
     )  # fmt: skip
 
@@ -139,7 +155,7 @@ def fit(
             freezing.freeze(network, freezing.frozen_share(epoch, config.freeze, config.unfreeze_epochs))
             network.train()
             freezing.keep_still(network)
-            begin, lr = time.perf_counter() - progress.seconds, 0.0
+            begin = time.perf_counter() - progress.seconds
             with terminal.bar(f"epoch {epoch}/{config.epochs}", steps, done=progress.batch) as bar:
                 batches = task.train.epoch(epoch, start=progress.batch)
                 for number, (inputs, index) in enumerate(batches, progress.batch):
@@ -172,19 +188,19 @@ def fit(
                         else:
                             step.undo()
                             endure(progress, f"step {number + 1} of epoch {epoch} (learning rate {lr:.1e})", run)
-                        progress.batch, progress.micro_batch = number + 1, step.micro_batch
+                        progress.batch, progress.micro_batch, progress.lr = number + 1, step.micro_batch, lr
                         progress.seconds = time.perf_counter() - begin
                         bar.advance(note=progress.note())
                         if outcome.due and number + 1 < steps:
                             keeper.save()
-                    if outcome.stop and not interruption.alone:
+                    if outcome.stop:
                         raise KeyboardInterrupt
 
             # ----------------------------------------------------- validate, keep the best, save, say how it goes
             figures = validate(task, plain, targets["val"], fabric, bfloat16=bfloat16)
             row = {
-                "epoch": epoch, "step": epoch * steps, **progress.figures(), **figures, "lr": lr, **progress.pace(),
-                "peak_memory_mib": round(allocator.peak_memory(fabric.device) / 2**20, 1),
+                "epoch": epoch, "step": epoch * steps, **progress.figures(), **figures, "lr": progress.lr,
+                **progress.pace(), "peak_memory_mib": round(allocator.peak_memory(fabric.device) / 2**20, 1),
             }  # fmt: skip
             is_best = keeper.offer(figures, epoch, "trained")
             if ema is not None:
@@ -203,9 +219,16 @@ def fit(
                 if epoch == 1 or devices.decide(fabric, keeper.is_due):
                     keeper.save()
             allocator.release_if_scarce()
+        if tail is not None and not tail.count:
+            log.warning("no mean of the last %d epochs: the training stopped before the first of them", config.average)
         if tail is not None and tail.count:
+            # As in the last epoch, which a run that goes on from its end has not seen.
+            freezing.freeze(network, freezing.frozen_share(progress.epoch, config.freeze, config.unfreeze_epochs))
             with tail.swapped_in():
-                refresh_norms(network, (task.prepare(x, AT_LAST) for x, _ in task.train.epoch(0)))
+                refresh_norms(
+                    network, (task.prepare(x, AT_LAST) for x, _ in task.train.epoch(0)),
+                    seed=derive_seed("norms", config.seed, fabric.global_rank),
+                )  # fmt: skip
                 figures = validate(task, plain, targets["val"], fabric, bfloat16=bfloat16)
                 if keeper.offer(figures, progress.epoch, f"mean of {tail.count} epochs"):
                     log.info("mean of the last %d epochs: val accuracy %.4f", tail.count, figures["val_accuracy"])
@@ -215,6 +238,7 @@ def fit(
             interrupted = interruption.has_come(error)
             if interrupted:
                 step.undo()
+                keeper.put_back()
                 keeper.save()
             else:  # a training that diverged leaves the best model it had
                 keeper.save_best()
@@ -227,18 +251,30 @@ def fit(
     if first:
         keeper.report()
         log.info("best epoch: %d", progress.best_epoch)
+        if progress.quick:
+            tuned = "quick and fine-tuned classifier together" if progress.quick["stored"] else "fine-tuned network"
+            why = "" if progress.best_epoch else ": fine-tuning was clearly worse on the validation pictures"
+            say(f"kept: the {tuned if progress.best_epoch else 'quick classifier'}{why}")
         finish_run(run, load(run), samples)
         tracking.write_csv(run)
         for name in ("confusion-val", "confusion-test", "classes-val", "classes-test"):
             board.picture(name, run / f"figures/{name}.png", progress.epoch)  # what there is of them
         board.graph(classifier.model, torch.zeros(1, 3, *[classifier.preprocess.image_size] * 2))
         board.close()
+        write_report(run)  # last: with it the run is finished
+
+
+def _measure(run: Path, samples: Samples) -> None:
+    """Measure and report the classifier that a run has; with the report it is finished."""
+    finish_run(run, load(run), samples)
+    write_report(run)
 
 
 @torch.no_grad()
 def validate(task: Task, goal: Goal, targets: Targets, fabric: Any, *, bfloat16: bool) -> dict[str, float]:
     """{val_loss, val_accuracy} over the validation pictures, each counted once; the loss is the plain mean."""
     task.module.eval()
+    devices.take_from_first(fabric, task.module.buffers())  # whose statistics are kept
     n = len(targets)
     figures = torch.zeros(2, dtype=torch.float64, device=fabric.device)
     for inputs, index in task.val.in_order():

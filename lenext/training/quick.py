@@ -82,7 +82,8 @@ class Extractor:
         self.backend_name, self.backend = fastest_backend(
             reader, preprocess, sample, self.n, only=backend, tolerance=TRAINING_ERROR
         )
-        self.seconds_per_picture = 0.0
+        # Until a whole view has been read, by a few pictures; the first time is for kernels.
+        self.seconds_per_picture = min(_seconds(self.backend, sample) for _ in range(2)) / len(sample)
         self._views: dict[int, tuple[Tensor, Tensor]] = {}
 
     def features(self, view: int) -> Tensor:
@@ -129,6 +130,12 @@ class _Reader(nn.Module):
             if index == self.network.taps[-1]:
                 break
         return torch.cat([*pooled, stored.flatten(1).float()], 1)
+
+
+def _seconds(backend: Callable[[Tensor], Tensor], sample: Tensor) -> float:
+    begin = time.perf_counter()
+    backend(sample)
+    return time.perf_counter() - begin
 
 
 def _activation_shape(network: PooledNetwork, boundary: int, x: Tensor) -> tuple[int, ...]:
@@ -181,13 +188,16 @@ def train_quick(
     labels: dict[str, Tensor],
     weights: Tensor,
     *,
+    shift: Tensor,
+    answer_views: int | None,
     clock: Callable[[], float],
     deadline: float,
 ) -> Classifier:
     """A classifier on frozen features, saved as soon as it is usable, then with as many views as help.
 
-    labels: of "train" and "val". weights: of the training pictures. clock: seconds since the run began; further
-    views are tried while they fit before `deadline`.
+    labels: of "train" and "val". weights: of the training pictures. shift: (K,), added to the logits in the loss alone
+    (logit adjustment). answer_views: views that an answer averages; what helps if not given. clock: seconds since the
+    run began; further views are tried while they fit before `deadline`.
     """
     log.info(
         "quick classifier: frozen features of %d stages, read with %s",
@@ -202,7 +212,7 @@ def train_quick(
             log.info("%d views are not tried: no time is left for them", views)
             break
         features = [extractor.features(view) for view in range(views)]
-        fitted = _fit_views(features, labels, weights, len(classifier.classes), best)
+        fitted = _fit_views(features, labels, weights, shift, best)
         seconds = clock() - begin
         log.info(
             "%d view%s: val loss %.4f  val accuracy %.4f  penalty %.2g  (%.0f s)",
@@ -216,8 +226,9 @@ def train_quick(
         figures["training_views"] = views
         about = classifier.about | {"validation": figures, "val_pictures": len(labels["val"]), "seconds": clock()}
         quick = dataclasses.replace(
-            classifier, model=network, architecture=architecture, views=min(views, ANSWER_VIEWS), about=about
-        )
+            classifier, model=network, architecture=architecture, about=about,
+            views=answer_views or min(views, ANSWER_VIEWS),
+        )  # fmt: skip
         quick.save(run / runs.CLASSIFIER)
         if views == 1:
             quick.save(run / QUICK)
@@ -225,30 +236,31 @@ def train_quick(
 
 
 def _fit_views(
-    features: list[Tensor], labels: dict[str, Tensor], weights: Tensor, num_classes: int, before: dict[str, Any]
+    features: list[Tensor], labels: dict[str, Tensor], weights: Tensor, shift: Tensor, before: dict[str, Any]
 ) -> dict[str, Any]:
     """The best fit on the views of the training pictures, with its validation figures.
 
     before: the fit on fewer views, whose penalty is kept and where this one starts; empty for the first, which tries
-    the penalties from strong to weak while the validation loss falls.
+    the penalties from strong to weak while the validation loss falls. The bias is free, so that to minimise the loss of
+    shifted logits is to minimise that of the logits as they are, and to take the shift off the bias.
     """
     n_train = len(labels["train"])
     x = torch.cat([view[:n_train] for view in features])
-    shift, scale = x.mean(0), x.std(0).clamp_min(1e-6)
-    x = (x - shift) / scale
-    val = [(view[n_train:] - shift) / scale for view in features[:ANSWER_VIEWS]]
+    mean, scale = x.mean(0), x.std(0).clamp_min(1e-6)
+    x = (x - mean) / scale
+    val = [(view[n_train:] - mean) / scale for view in features[:ANSWER_VIEWS]]
     y, w = labels["train"].repeat(len(features)), weights.repeat(len(features))
     best: dict[str, Any] = {}
     theta: Tensor | None = before.get("theta")
     for penalty in (before["penalty"],) if before else PENALTIES:
-        theta = fit_linear(x, y, w, num_classes, penalty, theta)
-        logits = torch.stack([view @ theta[:-1] + theta[-1] for view in val]).mean(0)
+        theta = fit_linear(x, y, w, len(shift), penalty, theta)
+        logits = torch.stack([view @ theta[:-1] + theta[-1] - shift for view in val]).mean(0)
         losses = F.cross_entropy(logits, labels["val"], reduction="none")
         loss = float(losses.mean())
         if best and loss >= best["val_loss"]:
             break  # weaker penalties only fit the noise
         accuracy = float((logits.argmax(1) == labels["val"]).float().mean())
-        best = {"theta": theta, "shift": shift, "scale": scale, "penalty": penalty}
+        best = {"theta": theta, "mean": mean, "scale": scale, "penalty": penalty, "shift": shift}
         best |= {"val_loss": loss, "val_accuracy": accuracy, "losses": losses, "error": _standard_error(losses)}
     return best
 
@@ -269,10 +281,11 @@ def _standard_error(values: Tensor) -> float:
 
 def _install(network: PooledNetwork, fitted: dict[str, Any]) -> None:
     """Write a fit into the network's head; one output is the logit of the second class against the first."""
-    theta = fitted["theta"]
+    theta = fitted["theta"].clone()
+    theta[-1] -= fitted["shift"]
     theta = theta[:, 1:] - theta[:, :1] if network.head.out_features == 1 else theta
     with torch.no_grad():
-        network.shift.copy_(fitted["shift"])
+        network.shift.copy_(fitted["mean"])
         network.scale.copy_(fitted["scale"])
         network.head.weight.copy_(theta[:-1].T)
         network.head.bias.copy_(theta[-1])

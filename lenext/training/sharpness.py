@@ -25,19 +25,21 @@ class Sharpness:
     @torch.no_grad()
     def climb(self) -> None:
         """Add radius * g / |g| to the weights and drop the gradients g."""
-        self._moved = [p for p in self.parameters if p.grad is not None]
-        self._own = [p.clone() for p in self._moved]
-        gradients = [p.grad for p in self._moved if p.grad is not None]
+        moved: list[Tensor] = [p for p in self.parameters if p.grad is not None]
+        # Before anything moves, so that `restore` may come at any moment.
+        self._own = [p.clone() for p in moved]
+        self._moved = moved
+        gradients = [p.grad for p in moved if p.grad is not None]
         if gradients:
             norm = nn.utils.get_total_norm(gradients, foreach=True)
             steps = torch._foreach_mul(gradients, self.radius / norm.clamp_min(1e-12))
-            torch._foreach_add_(self._moved, list(steps))
-        for p in self._moved:
+            torch._foreach_add_(moved, list(steps))
+        for p in moved:
             p.grad = None
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put the weights back, bit for bit; the gradients stay."""
+        """Put the weights back, bit for bit; the gradients stay. Also after a climb that was broken off."""
         if self._moved:
             torch._foreach_copy_(self._moved, self._own)
         self._moved, self._own = [], []

@@ -151,6 +151,27 @@ def _timed(
     return (loss.item(), norm.item()), min(seconds[1:] or seconds), seconds[0]
 
 
+def bytes_for_backward(model: nn.Module, x: Tensor, loss_of: Callable[[Tensor], Tensor]) -> int:
+    """Bytes that a forward pass in float32 keeps for the backward pass, weights left out: they grow with the pictures.
+
+    x: (B, ...) on the device of the model, of which a copy is used. loss_of: outputs -> loss, a scalar.
+    """
+    model = copy.deepcopy(model).train()
+    standing = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in standing:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        loss = loss_of(model(x))  # as long as it lives, no two tensors have the same place
+    del loss
+    return sum(kept.values())
+
+
 def _agree(figures: tuple[float, float], reference: tuple[float, float]) -> bool:
     """Whether loss and gradient are those of the reference, within what rounding may do. Not a number never agrees."""
     return all(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lenext.data.loader import derive_seed
+from lenext.training.allocator import is_out_of_memory
 from lenext.training.checkpoint import BACK_OFF, Progress
 from lenext.training.distillation import Goal
 from lenext.training.objective import correct
@@ -45,7 +46,8 @@ class Step:
     """Gradients of a batch, and their application.
 
     module: what the pictures go through, as Fabric has set it up. network: what holds the buffers.
-    micro_batch: pictures that go through at once; it halves where the memory ends, and the step begins again.
+    micro_batch: pictures that go through at once; it halves where the memory ends, and the step begins again. Several
+    processes wait for each other's gradients half way through a step, so there the step ends the run.
     bfloat16: autocast. clip_norm: 0 for none. sam: radius of sharpness-aware minimisation, 0 for none. several: whether
     pictures have several labels.
     """
@@ -84,10 +86,13 @@ class Step:
         stop: bool = False,
         due: bool = False,
     ) -> Outcome:
-        """Forward and backward of a batch; weights stay as they are.
+        """Forward and backward of a batch; weights stay as they are, if need be with the help of `undo`.
 
         x: (B, ...) input. targets: (B,) or (B, K), what is learned. labels: what the pictures show, for the accuracy.
-        weights: (B,) of the samples in the loss. seed: of dropout. stop, due: what this process says, see Outcome.
+        weights: (B,) of the samples in the loss; those of weight 0 are not counted either. seed: of dropout. stop, due:
+        what this process says, see Outcome.
+
+        Raises MemoryError, with the mend, where the step does not fit the memory.
         """
         mine = weights.sum()
         share = self.fabric.all_reduce(mine, reduce_op="mean") if self.fabric.world_size > 1 else mine
@@ -99,22 +104,30 @@ class Step:
                 if self.sharpness is not None:
                     statistics = [buffer.clone() for buffer in self.buffers]
                     self.sharpness.climb()
-                    try:
-                        self._gradients(x, targets, labels, weights, seed)
-                    finally:
-                        self.sharpness.restore()
+                    self._gradients(x, targets, labels, weights, seed)
+                    self.sharpness.restore()
                     for buffer, value in zip(self.buffers, statistics):  # those of the first pass count
                         buffer.copy_(value)
                 break
             except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error) or self.micro_batch == 1 or self.fabric.world_size > 1:
+                if not is_out_of_memory(error):
                     raise
+                if self.micro_batch == 1:
+                    raise MemoryError(
+                        "out of memory with a single picture at once: --image-size N makes pictures smaller, "
+                        "--model NAME takes a smaller network"
+                    ) from None
+                if self.fabric.world_size > 1:
+                    raise MemoryError(
+                        f"out of memory on device {self.fabric.global_rank} with {self.micro_batch} pictures at once: "
+                        f"train with --micro-batch {math.ceil(self.micro_batch / 2)}, the batch stays what it is"
+                    ) from None
                 self.micro_batch = math.ceil(self.micro_batch / 2)
                 self.undo()
                 if x.device.type == "cuda":
                     torch.cuda.empty_cache()
                 log.warning("out of memory: %d pictures at once from here on, the batch stays", self.micro_batch)
-        return self._judge(figures, (len(labels), stop, due))
+        return self._judge(figures, (stop, due))
 
     def apply(self, lr: float) -> None:
         """Move the weights along the gradients at a learning rate."""
@@ -125,15 +138,17 @@ class Step:
         self._pending = False
 
     def undo(self) -> None:
-        """Forget the gradients and what the forward pass wrote into buffers, if they were not applied."""
+        """Forget the gradients and what the passes wrote into buffers and weights, if they were not applied."""
         if self._pending:
+            if self.sharpness is not None:
+                self.sharpness.restore()
             self._put_back()
             self.optimizer.zero_grad(set_to_none=True)
             self._pending = False
 
     def _gradients(self, x: Tensor, targets: Tensor, labels: Tensor, weights: Tensor, seed: int) -> Tensor:
-        """(2,): the sum of the losses and of the right answers; the gradients are added up in the parameters."""
-        figures = torch.zeros(2, dtype=torch.float64, device=x.device)
+        """(3,): the sum of the losses, right answers, pictures; the gradients are added up in the parameters."""
+        figures = torch.zeros(3, dtype=torch.float64, device=x.device)
         chunks = range(0, len(x), self.micro_batch)
         for number, start in enumerate(chunks):
             part = slice(start, start + self.micro_batch)
@@ -144,8 +159,9 @@ class Step:
                     outputs = self.module(x[part])
                     losses = self.goal(outputs, targets[part], x[part])
                 self.fabric.backward((losses * weights[part]).sum())
-            answers = self.goal.answers(outputs).detach()
-            figures += torch.stack([losses.detach().sum(), correct(answers, labels[part], self.several).sum()])
+            answers, counts = self.goal.answers(outputs).detach(), weights[part] > 0
+            right = correct(answers, labels[part], self.several)
+            figures += torch.stack([(losses.detach() * counts).sum(), (right & counts).sum(), counts.sum()])
         return figures
 
     def _judge(self, figures: Tensor, mine: tuple[float, ...]) -> Outcome:
@@ -181,8 +197,3 @@ def endure(progress: Progress, where: str, run: Path) -> None:
             f"diverged. Weights and files from before are whole in {run}; train again with a lower --lr"
         )
     log.warning("the loss or its gradient is not a number at %s: left out, and the rate halved", where)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on a GPU or on the CPU, where torch says so only in words."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

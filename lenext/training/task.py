@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from lenext.config import TrainConfig
 from lenext.data.loader import Batches, Pictures
 from lenext.data.samples import Samples
 from lenext.data.transforms import PRESETS, Augmentation, eval_transform, normalise, train_transform
+from lenext.training import devices
+from lenext.training.allocator import is_out_of_memory
 
 # Of the run: until when the input grows from start_size to image_size, and in which steps, pixels.
 GROWING, GRAIN = 2 / 3, 4
@@ -28,7 +31,7 @@ AT_LAST = sys.maxsize
 class Source(Protocol):
     """Batches (inputs, index): those of an epoch from batch number `start` on, or all in order.
 
-    In order, several processes share the pictures, and an index beyond the last one is a filler that counts nothing.
+    Several processes share the pictures, and an index beyond the last one is a filler's, which counts nothing.
     """
 
     def __len__(self) -> int: ...
@@ -43,11 +46,12 @@ class Layout:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     format: torch.memory_format = torch.contiguous_format
 
-    def place(self, network: nn.Module, *, channels_last: bool, device: torch.device) -> None:
-        """Move a network there; what is prepared follows."""
+    def place(self, network: nn.Module, *, channels_last: bool, device: torch.device, divided: bool = False) -> None:
+        """Move a network there; what is prepared follows. A network that will be divided stays: it fits no device."""
         self.device, self.format = device, torch.channels_last if channels_last else torch.contiguous_format
-        network.to(device=device)
-        network.to(memory_format=self.format)
+        if not divided:
+            network.to(device=device)
+            network.to(memory_format=self.format)
 
     def put(self, x: Tensor) -> Tensor:
         return x.contiguous(memory_format=self.format) if x.ndim == 4 else x
@@ -59,7 +63,7 @@ class Task:
 
     prepare: (a training batch as the source gives it, epoch) -> the module's input on the device.
     predict: a validation batch as the source gives it -> outputs.
-    place: moves module and prepared batches to a memory format and a device.
+    place: moves module and prepared batches to a memory format and a device; see `Layout.place`.
     """
 
     module: nn.Module
@@ -72,7 +76,10 @@ class Task:
 
 
 class Targets:
-    """What pictures show, by their index: int64 (B,), or of several labels a picture float (B, K)."""
+    """What pictures show, by their index: int64 (B,), or of several labels a picture float (B, K).
+
+    Indices beyond the last picture are those of fillers, and begin anew.
+    """
 
     def __init__(self, samples: Samples, device: torch.device) -> None:
         self.several, self.device = samples.sets is not None, device
@@ -80,6 +87,7 @@ class Targets:
         self.table = samples.targets() if self.several else torch.from_numpy(samples.labels).to(device)
 
     def __call__(self, index: Tensor) -> Tensor:
+        index = index % len(self)
         if isinstance(self.table, Tensor):
             return self.table[index.to(self.device)]
         return torch.from_numpy(self.table[index.numpy()].toarray().astype(np.float32)).to(self.device)
@@ -106,6 +114,8 @@ def image_task(
     """Training of the whole network on augmented pictures."""
     assert config.batch_size is not None
     preprocess, layout = classifier.preprocess, Layout()
+    # The parts of a divided network are asked for by all processes equally often: none may halve a batch for itself.
+    answer = classifier.model if devices.divides(config.strategy, world_size) else in_parts(classifier.model)
 
     def prepare(x: Tensor, epoch: int) -> Tensor:
         x = x.to(layout.device, non_blocking=True)
@@ -132,12 +142,39 @@ def image_task(
             labels=samples.labels[rows["train"]],
             weights=samples.weights[rows["train"]],
         ),
-        val=source("val", eval_transform(preprocess), 2 * config.batch_size),
+        val=source("val", eval_transform(preprocess), 2 * micro_batch_of(config, world_size)),  # without gradients
         val_pictures=len(rows["val"]),
         prepare=prepare,
-        predict=lambda x: classifier.model(layout.put(normalise(x.to(layout.device, non_blocking=True), preprocess))),
+        predict=lambda x: answer(layout.put(normalise(x.to(layout.device, non_blocking=True), preprocess))),
         place=lambda **where: layout.place(classifier.model, **where),
     )
+
+
+def micro_batch_of(config: TrainConfig, world_size: int) -> int:
+    """Pictures that go through the network at once on one device, at most."""
+    assert config.batch_size is not None
+    share = math.ceil(config.batch_size / world_size)
+    return min(config.micro_batch or share, share)
+
+
+def in_parts(network: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The same function of a batch, but where the memory ends each half goes by itself, and so on to single pictures.
+
+    Of a network that answers: the outputs of a picture do not depend on the others.
+    """
+
+    def answer(x: Tensor) -> Tensor:
+        try:
+            return network(x)
+        except RuntimeError as error:
+            if not is_out_of_memory(error) or len(x) == 1:
+                raise
+        if x.is_cuda:
+            torch.cuda.empty_cache()
+        half = len(x) // 2
+        return torch.cat([answer(x[:half]), answer(x[half:])])
+
+    return answer
 
 
 def augmentation(config: TrainConfig) -> Augmentation:

@@ -15,7 +15,7 @@ from lenext.config import TrainConfig
 from lenext.data.dataset import Dataset
 from lenext.training import prepare, settle
 from lenext.training.step import Step
-from lenext.training.task import AT_LAST, Targets, image_task
+from lenext.training.task import AT_LAST, Targets, image_task, micro_batch_of
 
 
 def trial_step(
@@ -37,7 +37,7 @@ def trial_step(
     goal = settle.goal_of(config, classifier, train_set).to(fabric.device)
     step = Step(
         fabric, module, task.module, fabric.setup_optimizers(optimizer), goal,
-        micro_batch=settle.micro_batch_of(config, 1), bfloat16=config.precision == "bfloat16",
+        micro_batch=micro_batch_of(config, 1), bfloat16=config.precision == "bfloat16",
         clip_norm=config.clip_norm, sam=config.sam, several=targets.several,
     )  # fmt: skip
     batches = (batch for epoch in itertools.count(1) for batch in task.train.epoch(epoch))

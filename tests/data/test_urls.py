@@ -166,7 +166,9 @@ def test_fetches_from_the_address_that_was_checked(net, monkeypatch):
         "192.0.2.1", "198.18.0.1", "224.0.0.1", "240.0.0.1", "255.255.255.255", "[::1]", "[::]", "[::ffff:127.0.0.1]",
         "[::ffff:a9fe:a9fe]", "[::127.0.0.1]", "[64:ff9b::10.0.0.1]", "[64:ff9b:1::8.8.8.8]", "[2002:7f00:1::]",
         "[2002:a9fe:a9fe::1]", "[2001:0:7f00:1::]", "[fe80::1]", "[fe80::1%1]", "[fc00::1]", "[fd00:ec2::254]",
-        "[ff02::1]", "[2001:db8::1]",
+        "[ff02::1]", "[2001:db8::1]", "192.0.0.192", "192.0.0.8", "192.88.99.1", "[::ffff:192.0.0.192]",
+        "[64:ff9b::192.0.0.192]", "[2002:c000:c0::1]", "[2002:c058:6301::1]", "[2001:0:808:808::1]", "[2001:20::1]",
+        "[3fff::1]", "[::ffff:0:8.8.8.8]", "[::8.8.8.8]", "[5f00::1]", "[fec0::1]", "[100::1]",
     ],
 )  # fmt: skip
 def test_addresses_that_are_not_public_are_never_connected_to(net, address):
@@ -279,6 +281,18 @@ def test_what_is_no_address_of_the_web(net, url, reason):
 def test_answers_that_are_of_no_use(net, path, reason):
     with pytest.raises(UnreadableImage, match=reason):
         fetch(f"http://public.example/{path}")
+
+
+def test_every_part_is_counted_before_it_is_kept(net):
+    sizes: list[int] = []
+    urls.fetch("http://public.example/", most_bytes=10**6, seconds=20, count=sizes.append)
+    assert sum(sizes) == len(BODY)
+
+    def refuse(size: int) -> None:
+        raise UnreadableImage("enough")
+
+    with pytest.raises(UnreadableImage, match="enough"):
+        urls.fetch("http://public.example/endless", most_bytes=10**12, seconds=20, count=refuse)
 
 
 @pytest.mark.parametrize("path", ["slow", "slow-header"])

@@ -25,6 +25,7 @@ from lenext.evaluation.calibration import fit_temperature, reliability
 from lenext.evaluation.evaluate import evaluate_run, finish_run, match_classes
 from lenext.evaluation.metrics import evaluate
 from lenext.evaluation.predictions import mistake_title, prediction_rows, surest_mistakes
+from lenext.evaluation.report import write_report
 from lenext.models import default_preprocess
 from lenext.models.pooled import build_network
 from tests.evaluation.test_report import read
@@ -275,6 +276,7 @@ def finished(tmp_path_factory):
     content = {"data": data.source, "classes": list(CLASSES), "counts": counts, "unreadable": []}
     runs.write_json(run / "data.json", content)
     finish_run(run, new_classifier(about=about), data.samples)
+    write_report(run)
     return run, folder
 
 

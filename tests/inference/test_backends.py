@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -132,7 +133,7 @@ def test_a_machine_that_is_busy_at_first_does_not_decide(made, network, pictures
     """As one that serves while it measures: the first candidate must not suffer for all."""
     make, timed = choose.make_backend, itertools.count()
 
-    def make_slowly(name: str, *rest: object) -> Callable:
+    def make_slowly(name: str, *rest: Any) -> Callable:
         run = make(name, *rest)
 
         def work(x: Tensor) -> Tensor:
@@ -165,7 +166,12 @@ def test_where_the_processor_has_no_bfloat16_pytorch_is_not_asked_for_it(made, n
     tried: list[str] = []
     make = choose.make_backend
     monkeypatch.setattr(choose, "processor_has_bfloat16", lambda: False)
-    monkeypatch.setattr(choose, "make_backend", lambda name, *rest: tried.append(name) or make(name, *rest))
+
+    def make_and_tell(name: str, *rest: Any) -> Callable:
+        tried.append(name)
+        return make(name, *rest)
+
+    monkeypatch.setattr(choose, "make_backend", make_and_tell)
     choose.fastest_backend(network, PREPROCESS, pictures, 1000, candidates=("openvino-float32", "pytorch-bfloat16"))
     assert tried == ["openvino-float32"]
     assert backends.processor_has_bfloat16() in (True, False)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, update_bn
 
+from lenext.training import averaging
 from lenext.training.averaging import MovingAverage, TailAverage, refresh_norms
 from lenext.training.freezing import freeze
 from lenext.training.sharpness import Sharpness
@@ -124,7 +125,7 @@ def test_refreshed_norms_are_torchs():
     step(model, 0)
     reference.load_state_dict(model.state_dict())
     batches = [pictures(seed) for seed in range(3)]
-    refresh_norms(model, batches)
+    refresh_norms(model, batches, seed=0)
     update_bn(batches, reference)
     assert same(snapshot(model), snapshot(reference))
     assert model[1].momentum == 0.1
@@ -136,9 +137,42 @@ def test_frozen_norms_are_not_refreshed():
     step(model, 0)
     freeze(model, 0.5)  # the first of two convolutions and a head
     before = snapshot(model)
-    refresh_norms(model, [pictures(1)])
+    refresh_norms(model, [pictures(1)], seed=0)
     moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert moved == {"3.running_mean", "3.running_var"}
+
+
+def test_refreshing_depends_on_the_seed_alone():
+    def statistics(seed: int, state: int) -> torch.Tensor:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm2d(3))
+        torch.manual_seed(state)
+        refresh_norms(model, [pictures(1), pictures(2)], seed=seed)
+        return model.get_buffer("1.running_mean")
+
+    assert torch.equal(statistics(5, 1), statistics(5, 2))
+    assert not torch.equal(statistics(5, 1), statistics(6, 1))
+
+
+@pytest.mark.parametrize("make", [lambda m: MovingAverage(m, 0.9), TailAverage], ids=["moving", "tail"])
+def test_putting_back_that_is_broken_off_half_way_is_made_good(make, monkeypatch):
+    model = network()
+    average = make(model)
+    step(model, 1)
+    getattr(average, "update" if isinstance(average, MovingAverage) else "add")()
+    step(model, 2)
+    own, load = snapshot(model), averaging._load
+
+    def half(tensors, values):
+        load(tensors, dict(list(values.items())[: len(values) // 2]))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), average.swapped_in():
+        monkeypatch.setattr(averaging, "_load", half)
+    monkeypatch.undo()
+    assert not same(own, snapshot(model))
+    average.put_back()
+    assert same(own, snapshot(model))
 
 
 def test_climbing_goes_the_radius_up_the_gradient_and_back_exactly():

@@ -7,12 +7,15 @@ import json
 import numpy as np
 import pytest
 import torch
+from lightning_fabric import Fabric
 from PIL import Image
 from safetensors.torch import load_file
+from torch import nn
 
 import lenext
 from lenext import cli, runs
-from lenext.training import begin, loop, task
+from lenext.models import lenet
+from lenext.training import begin, devices, loop, task
 from tests.pictures import make_folder
 
 
@@ -173,5 +176,61 @@ def test_the_search_for_a_rate_draws_a_curve_and_trains_nothing(folder, tmp_path
 def test_probe_needs_pretrained_features(folder, tmp_path):
     with pytest.raises(ValueError, match="recipe probe is a linear classifier on pretrained features"):
         begin.train(
-            begin.configure({"data": str(folder), "recipe": "probe", **PLAIN, "pretrained": False}), tmp_path / "r"
+            begin.configure({"data": str(folder), "recipe": "probe", "model": "lenet5", "pretrained": False}),
+            tmp_path / "r",
         )
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [({"teacher": "resnet18"}, "--teacher"), ({"loss": "focal"}, "--loss focal"), ({"mixup": 0.2}, "--mixup"),
+     ({"ema": 0.9}, "--ema"), ({"epochs": 3}, "--epochs"), ({"augment": "light"}, "--augment"),
+     ({"devices": 2}, "--devices")],
+)  # fmt: skip
+def test_probe_refuses_what_it_has_no_use_for(folder, tmp_path, monkeypatch, settings, named):
+    monkeypatch.setattr(devices, "launch", lambda *_, **__: Fabric(accelerator="cpu", devices=1))
+    given = {"data": str(folder), "recipe": "probe", "model": "tf_efficientnet_lite0", **settings}
+    with pytest.raises(ValueError, match=rf"recipe probe .*{named}|{named}: recipe probe"):
+        begin.train(begin.configure(given), tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+
+
+def test_an_answer_that_does_not_fit_the_memory_is_made_in_parts():
+    network, asked = nn.Linear(5, 2), []
+
+    def small(x):
+        asked.append(len(x))
+        if len(x) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return network(x)
+
+    x = torch.randn(11, 5)
+    torch.testing.assert_close(task.in_parts(small)(x), network(x))
+    assert max(asked[1:]) < 11
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        task.in_parts(network)(torch.randn(4, 6))
+
+
+def test_validation_asks_for_twice_what_trains_at_once(folder, tmp_path, quick_end, monkeypatch):
+    asked = []
+    forward = lenet.LeNet5.forward
+
+    def note(self, x):
+        if not self.training:
+            asked.append(len(x))
+        return forward(self, x)
+
+    monkeypatch.setattr(lenet.LeNet5, "forward", note)
+    weights(folder, tmp_path / "run", epochs=1, batch_size=8, micro_batch=2, speed="off")
+    assert max(asked) == 4
+
+
+def test_a_network_that_will_be_divided_is_neither_moved_nor_tried(folder, tmp_path):
+    network, layout = nn.Linear(2, 2), task.Layout()
+    layout.place(network, channels_last=False, device=torch.device("meta"), divided=True)
+    assert layout.device.type == "meta"
+    assert network.weight.device.type == "cpu"
+    layout.place(network, channels_last=False, device=torch.device("meta"))
+    assert network.weight.device.type == "meta"
+    with pytest.raises(ValueError, match=r"--strategy fsdp: .*--epochs"):
+        weights(folder, tmp_path / "run", strategy="fsdp", channels_last=None, epochs=None)

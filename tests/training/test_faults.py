@@ -72,6 +72,12 @@ def wait_for_epoch(run: Path, epoch: int, process: subprocess.Popen) -> None:
 
 def assert_equal_runs(a: Path, b: Path) -> None:
     """Bit for bit the same weights, optimiser and figures; only times and memory differ."""
+    assert_equal_training(a, b)
+    assert (a / "evaluation.json").read_text() == (b / "evaluation.json").read_text()
+
+
+def assert_equal_training(a: Path, b: Path) -> None:
+    """The same of runs that were not measured in the end."""
     for name in ("classifier.safetensors", "checkpoint.safetensors"):
         ours, theirs = load_file(a / name), load_file(b / name)
         assert ours.keys() == theirs.keys()
@@ -83,7 +89,6 @@ def assert_equal_runs(a: Path, b: Path) -> None:
         for text in ((a / "metrics.jsonl").read_text(), (b / "metrics.jsonl").read_text())
     ]
     assert rows[0] == rows[1]
-    assert (a / "evaluation.json").read_text() == (b / "evaluation.json").read_text()
 
 
 def wait_inside_epoch(run: Path, epoch: int, process: subprocess.Popen) -> None:
@@ -133,6 +138,17 @@ def test_killed_and_stopped_within_epochs_equals_never_interrupted(data, tmp_pat
 
     assert command("train", "--resume", run, "--workers", "0").wait() == 0
     assert_equal_runs(run, whole)
+
+
+def test_killed_with_workers_equals_never_interrupted(data, uninterrupted, tmp_path):
+    run = tmp_path / "run"
+    every = ["--workers", "2", "--checkpoint-every", "0.01"]
+    process = command("train", data, "--out", run, *SETTINGS, *settled(uninterrupted), *every)
+    wait_inside_epoch(run, 2, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert command("train", "--resume", run).wait() == 0
+    assert_equal_runs(run, uninterrupted)
 
 
 def test_ctrl_c_says_how_to_go_on_and_a_damaged_checkpoint_falls_back(data, uninterrupted, tmp_path):
@@ -209,7 +225,7 @@ def test_full_disk_is_said_and_leaves_the_last_checkpoint_whole(data, uninterrup
     script = (
         f"{small} && {sys.executable} -m lenext.cli {arguments}; echo status $?; ls {disk}/run; "
         f'{sys.executable} -c "from lenext.training.checkpoint import _read; from pathlib import Path; '
-        f"print('whole', _read(Path('{disk}/run/{checkpoint.NEWEST}'))[0]['progress'])\""
+        f"print('whole', _read(Path('{disk}/run/{checkpoint.NEWEST}'))[0])\""
     )
     result = subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True)
     assert "status 1" in result.stdout, result.stderr
@@ -226,8 +242,24 @@ def test_divergence_stops_before_anything_is_spoilt(data, tmp_path):
     )  # fmt: skip
     with pytest.raises(FloatingPointError, match=r"the training diverged.*lower --lr"):
         begin.train(config, tmp_path / "run")
-    _, tensors = checkpoint._read(tmp_path / "run" / checkpoint.NEWEST)
+    *_, tensors = checkpoint._read(tmp_path / "run" / checkpoint.NEWEST)
     assert all(torch.isfinite(tensor).all() for tensor in tensors.values() if tensor.is_floating_point())
+
+
+def test_after_a_divergence_the_last_good_classifier_predicts(data, tmp_path, monkeypatch):
+    settings = {"data": str(data), "model": "lenet5", "epochs": 4, "batch_size": 8, "workers": 0, "speed": "off"}
+    normalise, run = task.normalise, tmp_path / "run"
+
+    def poisoned(x, preprocess):
+        x = normalise(x, preprocess)
+        return x * torch.nan if runs.read_metrics(run) else x  # from the second epoch on
+
+    monkeypatch.setattr(task, "normalise", poisoned)
+    with pytest.raises(FloatingPointError, match=r"the training diverged.*lower --lr"):
+        begin.train(begin.configure(settings), run)
+    answer = lenext.load(run).predict(data / "a/0.png", top_k=2)
+    assert sum(probability for _, probability in answer.top) == pytest.approx(1)
+    assert lenext.load(run).about["validation"]["epoch"] == 1
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), 1e38])
@@ -246,7 +278,7 @@ def test_a_batch_of_nonsense_is_left_out_and_never_reaches_weights_or_average(da
 
     monkeypatch.setattr(task, "normalise", poisoned)
     run = begin.train(config, tmp_path / "run")
-    _, tensors = checkpoint._read(run / checkpoint.NEWEST)
+    *_, tensors = checkpoint._read(run / checkpoint.NEWEST)
     assert any(name.startswith("ema.") for name in tensors)
     assert all(torch.isfinite(tensor).all() for tensor in tensors.values() if tensor.is_floating_point())
     assert sum(row.get("skipped", 0) for row in runs.read_metrics(run)) == 1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+import signal
 
 import pytest
 import torch
@@ -64,9 +66,11 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(micro_batch):
 def test_a_weight_of_zero_takes_a_picture_out():
     model, weights = network(), torch.tensor([1.0] * 6 + [0.0] * 6)
     before, step = copy.deepcopy(model), make_step(model)
-    step.compute(X, Y, Y, weights, seed=1)
+    outcome = step.compute(X, Y, Y, weights, seed=1)
     step.apply(1.0)
     assert_close(moved(model, before, 1.0), gradients(before, weights, slice(6)))
+    assert outcome.seen == 6
+    assert outcome.loss == pytest.approx(F.cross_entropy(before(X[:6]), Y[:6], reduction="sum").item(), rel=1e-5)
 
 
 def test_clipping_is_of_the_whole_gradient():
@@ -105,8 +109,70 @@ def test_a_step_that_is_undone_leaves_nothing():
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+class Cliff(torch.autograd.Function):
+    """The value itself, with an infinite slope."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * torch.inf
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 1.0])
+def test_a_finite_loss_with_an_infinite_gradient_is_no_step(clip_norm, monkeypatch):
+    model = network(norm=True)
+    step = make_step(model, clip_norm=clip_norm)
+    objective = step.goal.forward
+    monkeypatch.setattr(step.goal, "forward", lambda *a: Cliff.apply(objective(*a)))
+    outcome = step.compute(X, Y, Y, WEIGHTS, seed=1)
+    assert math.isfinite(outcome.loss)
+    assert not outcome.finite
+
+
+def test_a_signal_on_the_way_uphill_leaves_nothing(monkeypatch):
+    model = network(norm=True)
+    state, step = copy.deepcopy(model.state_dict()), make_step(model, sam=0.5)
+    add = torch._foreach_add_
+
+    def then_signal(*arguments):
+        add(*arguments)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(torch, "_foreach_add_", then_signal)
+    with pytest.raises(KeyboardInterrupt):
+        step.compute(X, Y, Y, WEIGHTS, seed=1)
+    assert not torch.equal(model.state_dict()["0.weight"], state["0.weight"])
+    step.undo()
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
 def test_other_errors_of_the_network_are_not_taken_for_a_lack_of_memory():
     step = make_step(network())
     with pytest.raises(RuntimeError, match=r"size of tensor|shape"):
         step.compute(X[:, :, :6], Y, Y, WEIGHTS, seed=1)
     assert step.micro_batch == 12
+
+
+def forget(x):
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_no_memory_for_a_single_picture_is_said_with_what_helps(monkeypatch):
+    model = network()
+    step = make_step(model)
+    monkeypatch.setattr(model, "forward", forget)
+    with pytest.raises(MemoryError, match=r"out of memory with a single picture .*--image-size"):
+        step.compute(X, Y, Y, WEIGHTS, seed=1)
+    assert step.micro_batch == 1
+
+
+def test_several_processes_cannot_halve_and_say_the_flag_that_does(monkeypatch):
+    model = network()
+    step = make_step(model, micro_batch=6)
+    monkeypatch.setattr(model, "forward", forget)
+    monkeypatch.setattr(Fabric, "world_size", 2)
+    with pytest.raises(MemoryError, match="--micro-batch 3"):
+        step.compute(X, Y, Y, WEIGHTS, seed=1)
