@@ -28,6 +28,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from training import machine
 
 from lenext import runs
 from lenext.demo import photographs, write_manifest
@@ -79,14 +80,12 @@ def main() -> None:
     args = parser.parse_args()
     file = RESULTS / "recipes.json"
     rows = json.loads(file.read_text())["rows"] if file.exists() else {}
-    machine = runs.environment()
-    machine = {key: machine[key] for key in ("processor", "cores", "memory_gib", "torch", "python")}
     for run in RUNS:
         if run.recipe in args.only and (args.again or run.recipe not in rows):
-            rows[run.recipe] = measure(run, args.fashion)
-            runs.write_json(file, {"machine": machine, "rows": rows})
+            rows[run.recipe] = {**measure(run, args.fashion), "machine": machine()}
+            runs.write_json(file, {"rows": rows})
             print(json.dumps(rows[run.recipe]))
-    runs.write_text(RESULTS / "recipes.md", table([rows[r.recipe] for r in RUNS if r.recipe in rows], machine))
+    runs.write_text(RESULTS / "recipes.md", table([rows[r.recipe] for r in RUNS if r.recipe in rows]))
 
 
 def measure(run: Run, fashion: str) -> dict:
@@ -149,25 +148,38 @@ def write_part(source: Path, kind: str, folder: Path, classes: tuple[str, ...], 
             Image.fromarray(image).save(folder / classes[label] / f"{number:05}.png")
 
 
-def table(rows: list[dict], machine: dict) -> str:
+def table(rows: list[dict]) -> str:
+    machines = list(dict.fromkeys(json.dumps(row["machine"]) for row in rows))
+    names = {text: chr(ord("A") + number) for number, text in enumerate(machines)}
     lines = [
         "# Recipes, each run to its end",
         "",
-        "Made by `benchmarks/recipes.py` on " + ", ".join(f"{key} {value}" for key, value in machine.items()) + ".",
+        "Made by `benchmarks/recipes.py`.",
+        *(f"Machine {names[text]}: {described(json.loads(text))}." for text in machines),
+        "",
         "Seconds are those of the whole command, evaluation and report included; one run each, accuracy of the best",
         "epoch by validation with a 95 % interval. Without `test` in the third column the accuracy is that of the",
         "validation pictures, which chose the epoch.",
         "",
-        "| command | pictures | measured on | epochs | seconds | accuracy |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| command | pictures | measured on | epochs | machine | seconds | accuracy |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
         low, high = row["interval"]
         lines.append(
             f"| `{row['command']}` | {row['pictures']} | {row['n']} {row['split']} | {row['epochs']} | "
-            f"{row['seconds']} | {row['accuracy']:.2%} ({low:.1%} to {high:.1%}) |"
+            f"{names[json.dumps(row['machine'])]} | {row['seconds']} | "
+            f"{row['accuracy']:.2%} ({low:.1%} to {high:.1%}) |"
         )
     return "\n".join([*lines, ""])
+
+
+def described(machine: dict) -> str:
+    bfloat16 = "with" if machine["bfloat16"] else "without"
+    return (
+        f"{machine['cores']} cores of {machine['processor']}, {bfloat16} instructions for bfloat16, "
+        f"{machine['memory_gib']} GiB, torch {machine['torch']}"
+    )
 
 
 if __name__ == "__main__":

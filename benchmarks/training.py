@@ -703,15 +703,21 @@ def main() -> None:
 def report(rows: list[dict[str, Any]]) -> str:
     if not rows:
         raise SystemExit("nothing has been measured yet")
-    machine = rows[-1]["machine"]
-    rows = [row for row in rows if row["machine"] == machine]
+    lines = ["# Training beside its peers", "", "Made by `python benchmarks/training.py`."]
+    for machine in [json.loads(text) for text in dict.fromkeys(json.dumps(row["machine"]) for row in rows[::-1])]:
+        lines += report_of(machine, [row for row in rows if row["machine"] == machine])
+    return "\n".join([*lines, ""])
+
+
+def report_of(machine: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
+    """What one machine has measured."""
     threads = "" if machine["threads"] == "all" else f", OMP_NUM_THREADS={machine['threads']}"
     bfloat16 = "with" if machine["bfloat16"] else "without"
     lines = [
-        "# Training beside its peers",
         "",
-        f"On {machine['cores']} cores of {machine['processor']}, {bfloat16} instructions for bfloat16, "
-        f"{machine['memory_gib']} GiB, torch {machine['torch']}{threads}. Made by `python benchmarks/training.py`.",
+        f"## On {machine['cores']} cores of {machine['processor']}, {bfloat16} instructions for bfloat16",
+        "",
+        f"{machine['memory_gib']} GiB, torch {machine['torch']}{threads}.",
     ]
     for model in MODELS:
         of = {name: found for name in SPEED if (found := of_side(rows, "speed", name, model))}
@@ -720,7 +726,7 @@ def report(rows: list[dict[str, Any]]) -> str:
         speed = {name: statistics.median(row["images_per_second"] for row in found) for name, found in of.items()}
         lines += [
             "",
-            f"## {model}, {SIZE} x {SIZE}, batches of {BATCH}, SGD",
+            f"### {model}, {SIZE} x {SIZE}, batches of {BATCH}, SGD",
             "",
             f"Pictures a second after the first {SKIPPED} steps, from JPEG files to updated weights, over {MOST} steps "
             f"or {SECONDS:.0f} s and at least {LEAST} steps; medians of alternating rounds, each a process of its own. "
@@ -746,7 +752,7 @@ def report(rows: list[dict[str, Any]]) -> str:
         levels = " | ".join(f"{level:.0%}" for level in LEVELS)
         lines += [
             "",
-            "## Fashion-MNIST: seconds to an accuracy on the 10,000 test pictures",
+            "### Fashion-MNIST: seconds to an accuracy on the 10,000 test pictures",
             "",
             "From the start of the command, imports and reading included, to the end of the first epoch that is as "
             "good; the test pictures are measured after every epoch and choose nothing.",
@@ -771,7 +777,7 @@ def report(rows: list[dict[str, Any]]) -> str:
     }
     if failures:
         lines += ["", "Left out:", "", *(f"- {name}: {reason}" for name, reason in failures.items())]
-    return "\n".join([*lines, ""])
+    return lines
 
 
 def of_side(rows: list[dict[str, Any]], kind: str, name: str, model: str) -> list[dict[str, Any]]:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sized
 from http import HTTPStatus
 from typing import Any
 
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEADER_SECONDS = 10.0
@@ -29,19 +31,26 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.flow = _Flow(transport, self.pipeline)
         if len(self.connections) > self.most_connections:
             self._refuse(503, "too many connections", retry_after=2)
         else:
             self._await_head()
 
     def data_received(self, data: bytes) -> None:
-        if self.cycle is None or self.cycle.response_complete:
+        if not self._is_answering:
             self._await_head()
+        head = self._head_timer
         super().data_received(data)
-        if self._head_timer is not None and not self.transport.is_closing():
+        # A head that begins amid these bytes is counted from the next ones on: no more come at once than a read gives.
+        if head is not None and head is self._head_timer and not self.transport.is_closing():
             self._head_bytes += len(data)
             if self._head_bytes > MOST_HEADER_BYTES:
                 self._refuse(431, f"the request's headers have more than {MOST_HEADER_BYTES} bytes")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._await_head()  # also of a request that is sent before the one in front of it is answered
 
     def on_headers_complete(self) -> None:
         self._stop(self._head_timer)
@@ -78,10 +87,26 @@ class Connection(HttpToolsProtocol):
             self._head_timer = self.loop.call_later(HEADER_SECONDS, self._give_up)
 
     def _give_up(self) -> None:
-        if not self.transport.is_closing():
+        self._head_timer = None
+        if self.flow.read_paused:  # it is we who do not listen: requests before it are still to be answered
+            self._await_head()
+        elif not self.transport.is_closing():
             self._refuse(408, "the request's headers came too slowly")
 
+    @property
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    @property
+    def _owes_another_answer(self) -> bool:
+        """Whether what is said now would be read as the answer to a request before, or as a part of one."""
+        is_whole = self._is_answering and (self.cycle.response_started or not self.cycle.more_body)
+        return is_whole or bool(self.pipeline)
+
     def _refuse(self, status: int, reason: str, **headers: Any) -> None:
+        if self._owes_another_answer:
+            self.transport.abort()
+            return
         body = json.dumps({"error": reason}).encode()
         lines = [
             f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
@@ -97,3 +122,15 @@ class Connection(HttpToolsProtocol):
     def _stop(timer: asyncio.TimerHandle | None) -> None:
         if timer is not None:
             timer.cancel()
+
+
+class _Flow(FlowControl):
+    """Reads nothing more while there are `requests` behind the one that is being answered, whoever waits for it."""
+
+    def __init__(self, transport: asyncio.Transport, requests: Sized) -> None:
+        super().__init__(transport)
+        self._requests = requests
+
+    def resume_reading(self) -> None:
+        if not self._requests:
+            super().resume_reading()

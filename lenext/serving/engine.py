@@ -29,6 +29,7 @@ from lenext.data.transforms import eval_transform
 from lenext.inference.backends import PLAIN, Backend, make_backend
 from lenext.inference.choose import SAME, remembered_backend
 from lenext.serving.measure import Measurement
+from lenext.serving.room import Room
 
 log = logging.getLogger("lenext")
 
@@ -38,6 +39,7 @@ SMALLEST_LIMIT, LARGEST_BATCH = 4, 32
 # So many of the first pictures are what the backends are measured with.
 SAMPLE = 16
 CHOOSING = threading.Lock()  # engines that measure at the same time would measure each other
+ROOM = Room()  # for the pictures that all engines decode
 Waiting = tuple[Tensor, "Future[np.ndarray]"]
 
 
@@ -74,13 +76,14 @@ class Engine:
         self._tolerance = tolerance
         self._transform = eval_transform(classifier.preprocess)
         self.backend = PLAIN if backend == AUTO else backend
-        self._run = classifier.backend(self.backend, self._blank(1), expected=1)
+        self._run = classifier.backend(self.backend, self._blank(1), 1, tolerance)
         self._seconds, self._largest = 0.0, SMALLEST_LIMIT  # of a picture, and what fits then
         self._closed, self._free = False, threading.Condition()
         self._decoded: queue.SimpleQueue[Waiting | None] = queue.SimpleQueue()
         self._sample: queue.SimpleQueue[Tensor] = queue.SimpleQueue()
         self._wants_sample = backend == AUTO
         self._measurement: Measurement | None = None
+        self._measuring = threading.Lock()
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix=f"decode-{name}")
         self._worker = threading.Thread(target=self._work, name=f"compute-{name}", daemon=True)
         self._chooser = threading.Thread(target=self._choose, name=f"choose-{name}", daemon=True)
@@ -132,7 +135,7 @@ class Engine:
         return futures
 
     def close(self) -> None:
-        """Accept nothing more, and return when all that was accepted is answered."""
+        """Accept nothing more, and return when all that was accepted is answered and no measurement is left."""
         with self._free:
             self._closed = True
             if self._measurement is not None:
@@ -141,6 +144,8 @@ class Engine:
         self._pool.shutdown()
         self._decoded.put(None)
         self._worker.join()
+        with self._measuring:  # it is stopped, but has its process and its folder to clear away
+            pass
 
     @property
     def is_accepting(self) -> bool:
@@ -163,7 +168,8 @@ class Engine:
         if not future.set_running_or_notify_cancel():
             return  # the sender has gone
         try:
-            x = self._transform(pixels_of(data, self.classifier.preprocess))
+            with ROOM.of(data):
+                x = self._transform(pixels_of(data, self.classifier.preprocess))
         except UnreadableImage as error:
             future.set_exception(UnreadableImage(str(error)))  # a new one: its trace would keep the bytes in memory
         except Exception as error:
@@ -224,8 +230,7 @@ class Engine:
             if found is None:
                 sample = torch.stack([self._sample.get() for _ in range(SAMPLE)])
                 with CHOOSING:
-                    self._measurement = Measurement(classifier, sample, self._tolerance)
-                    name = self._measurement.result()
+                    name = self._measure(classifier, sample)
                     found = name, make_backend(name, model, preprocess)
             if found[0] != PLAIN:
                 self._change(*found)
@@ -234,6 +239,18 @@ class Engine:
                 log.warning("%s goes on in %s: %s", self.name, PLAIN, error)
         finally:
             self._wants_sample = False
+
+    def _measure(self, classifier: Classifier, sample: Tensor) -> str:
+        """The name of the fastest backend. Raises OSError, also where the engine is closed before it is known."""
+        with self._measuring:
+            if self._closed:
+                raise OSError("the server is stopping")
+            measurement = Measurement(classifier, sample, self._tolerance)
+            with self._free:
+                self._measurement = measurement
+                if self._closed:  # while it was made, when there was nothing to stop yet
+                    measurement.stop()
+            return measurement.result()
 
     def _change(self, name: str, run: Backend) -> None:
         size = 1

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import hmac
 import ipaddress
 import re
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -67,7 +67,9 @@ class Gate:
     most_bytes: of a body. key: what a sender must know, if anything. hosts: the names under which the server may be
     asked, so that no foreign web page can come in by a name of its own that leads here; None: any.
     observe: called with the scope, the status and the seconds of every request.
-    in_flight: requests to the API that are being answered.
+    in_flight: requests to the API that are being answered. held: bytes of all that are being read or worked on.
+
+    What is fetched for a request is counted with `request.state.hold`.
     """
 
     app: ASGIApp
@@ -77,6 +79,7 @@ class Gate:
     observe: Callable[[Scope, int, float], None] = lambda scope, status, seconds: None
     in_flight: int = 0
     held: int = 0
+    counting: threading.Lock = field(default_factory=threading.Lock)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -84,9 +87,8 @@ class Gate:
             return
         begin, status = time.monotonic(), 500
         of_api = is_api(scope)
-        # A form of the page may hold many pictures, each of which has that limit again where it is kept.
-        limit = self.most_bytes if of_api else MOST_LARGE * self.most_bytes
-        body = _Body(self, limit, receive, "expect" in Headers(scope=scope))
+        body = _Body(self, receive, "expect" in Headers(scope=scope))
+        scope = {**scope, "state": {**scope.get("state", {}), "hold": body.hold}}
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -97,7 +99,7 @@ class Gate:
 
         self.in_flight += of_api
         try:
-            refused = self._refusal(scope, limit)
+            refused = self._refusal(scope)
             if refused is None:
                 await self.app(scope, body.receive, send_with_headers)
                 return
@@ -107,10 +109,10 @@ class Gate:
             await response(scope, receive, send_with_headers)
         finally:
             self.in_flight -= of_api
-            self.held -= body.size
+            body.let_go()
             self.observe(scope, status, time.monotonic() - begin)
 
-    def _refusal(self, scope: Scope, limit: int) -> Refused | None:
+    def _refusal(self, scope: Scope) -> Refused | None:
         headers = Headers(scope=scope)
         if self.hosts is not None and _host(headers.get("host", "")) not in self.hosts:
             return Refused(400, f"this server answers to {', '.join(self.hosts)} only; the Host header says otherwise")
@@ -123,8 +125,8 @@ class Gate:
                 WWW_Authenticate='Basic realm="LeNeXt, any user name, the API key as password", charset="UTF-8"',
             )
         with suppress(ValueError):
-            if int(headers.get("content-length", "0")) > limit:
-                return _too_large(limit)
+            if int(headers.get("content-length", "0")) > self.most_bytes:
+                return _too_large(self.most_bytes)
         return None
 
 
@@ -133,32 +135,48 @@ def _too_large(limit: int) -> Refused:
 
 
 class _Body:
-    """The body of one request, counted and timed as it arrives. size: bytes so far."""
+    """The body of one request, counted and timed as it arrives."""
 
-    def __init__(self, gate: Gate, limit: int, receive: Receive, waits_for_consent: bool) -> None:
-        self._gate, self._limit, self._receive, self._waits_for_consent = gate, limit, receive, waits_for_consent
+    def __init__(self, gate: Gate, receive: Receive, waits_for_consent: bool) -> None:
+        self._gate, self._receive, self._waits_for_consent = gate, receive, waits_for_consent
         self._begin, self._complete = time.monotonic(), False
-        self.size = 0
+        self._size = self._held = 0  # bytes of the body, and those with what is held for it
+        self._is_over = False
 
     async def receive(self) -> Message:
         if self._complete:  # what may come now is only that the sender has gone
             return await self._receive()
-        gate = self._gate
         try:
-            async with asyncio.timeout(self._begin + BODY_SECONDS + self.size / BODY_RATE - time.monotonic()):
+            async with asyncio.timeout(self._begin + BODY_SECONDS + self._size / BODY_RATE - time.monotonic()):
                 message = await self._receive()
         except TimeoutError:
             raise Refused(408, "the request's body came too slowly", Connection="close") from None
         size, self._waits_for_consent = len(message.get("body", b"")), False
-        self.size += size
-        gate.held += size
+        self._size += size
         self._complete = not message.get("more_body", False)
-        if self.size > self._limit:
+        if self._size > self._gate.most_bytes:
             await self.discard()
-            raise _too_large(self._limit)
-        if gate.held > max(MOST_HELD, MOST_LARGE * gate.most_bytes):
-            raise Refused(503, "too many large requests at once", Retry_After="2", Connection="close")
+            raise _too_large(self._gate.most_bytes)
+        self.hold(size)
         return message
+
+    def hold(self, size: int) -> None:
+        """Count bytes that are kept for the request until it is answered. May be called from any thread. Raises
+        Refused where all requests together hold too much, and when it is answered."""
+        gate = self._gate
+        with gate.counting:
+            if self._is_over:
+                raise Refused(400, "the request is over")
+            self._held += size
+            gate.held += size
+            is_too_much = gate.held > max(MOST_HELD, MOST_LARGE * gate.most_bytes)
+        if is_too_much:
+            raise Refused(503, "too many large requests at once", Retry_After="2", Connection="close")
+
+    def let_go(self) -> None:
+        with self._gate.counting:
+            self._gate.held -= self._held
+            self._is_over = True
 
     async def discard(self) -> None:
         """Listen to the rest without keeping it."""
@@ -190,7 +208,7 @@ def _knows(headers: Headers, key: str) -> bool:
     if scheme.lower() == "bearer":
         given.append(value.strip())
     elif scheme.lower() == "basic":  # a browser asks its user
-        with suppress(binascii.Error, UnicodeDecodeError):
+        with suppress(ValueError):  # no base64, no ASCII, no UTF-8
             given.append(base64.b64decode(value).decode().partition(":")[2])
     return any(hmac.compare_digest(text.encode(), key.encode()) for text in given)
 

@@ -13,9 +13,9 @@ import html
 import logging
 import os
 import tempfile
-import threading
 import time
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,9 @@ from lenext.classifier import Classifier, Prediction, pixels_of
 from lenext.data.transforms import eval_transform
 from lenext.serving import page_view as view
 from lenext.serving.engine import Busy, Engine
-from lenext.serving.page_guard import Guard, files_of
+from lenext.serving.page_answers import Answers
+from lenext.serving.page_guard import Function, Guard
+from lenext.serving.page_kept import Kept, files_of
 from lenext.serving.page_samples import sample_pictures
 from lenext.serving.page_text import LANGUAGES, Text, language_of
 
@@ -38,6 +40,8 @@ log = logging.getLogger("lenext")
 # Of the reader's machine: nothing is fetched from elsewhere.
 FONTS = ["system-ui", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "Noto Sans SC", "sans-serif"]
 KEPT_SECONDS, LOOKED_AFTER_SECONDS = 120, 20
+UNREAD_SECONDS = 30  # that an answer waits for its reader, who comes at once or not at all
+QUEUE = 64  # questions that wait for one of the library's workers, of which there are 40
 MOST_AT_ONCE = 500  # pictures in one table
 TOGETHER = 8  # pictures of one sender that wait in the queue, where others want to be answered too
 PATIENCE = 20  # times that a picture of a table is asked again while the queue is full
@@ -50,25 +54,28 @@ def mount_page(app: Starlette, engines: Sequence[Engine], *, runs: Sequence[str]
     most_bytes: of a picture. Importing and building take seconds. Raises ValueError where gradio is missing.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "1"  # after every answer it would go through the last 10,000
     try:
         import gradio as gr
     except ImportError:
         raise ValueError("the web page needs gradio: pip install 'lenext[serve]'") from None
     from fastapi import FastAPI
 
-    kept = tempfile.TemporaryDirectory(prefix="lenext-page-")
-    folder = Path(kept.name).resolve()
+    temporary = tempfile.TemporaryDirectory(prefix="lenext-page-")
+    folder = Path(temporary.name).resolve()
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
     models = {engine.name: Model(engine, _run_folder(path)) for engine, path in zip(engines, runs)}
     first = models[engines[0].name]
     samples = sample_pictures(first.engine.classifier, first.run, folder / "samples")
     theme = gr.themes.Default(primary_hue="teal", font=FONTS, font_mono=["ui-monospace", "monospace"])
     theme.set(body_text_color_subdued="*neutral_600", body_text_color_subdued_dark="*neutral_400")
-    pages = {}
+    heat_maps = ThreadPoolExecutor(1, thread_name_prefix="heat")  # one at a time: predictions go first
+    pages, blocks = {}, {}
     for language, text in LANGUAGES.items():
+        blocks[language] = _Page(gr, text, models, folder, samples, heat_maps).blocks
         pages[language] = gr.mount_gradio_app(
             FastAPI(openapi_url=None),
-            _Page(gr, text, models, folder, samples).blocks,
+            blocks[language],
             "/",
             footer_links=[],
             run_history=False,
@@ -80,21 +87,24 @@ def mount_page(app: Starlette, engines: Sequence[Engine], *, runs: Sequence[str]
             css=view.file("page.css"),
             head=f"<script>{view.file('page.js')}</script>",
         )
-    spared = frozenset(folder.rglob("*"))  # the samples
+    kept = Kept(folder, most_bytes)  # where the samples lie already
+    answers = Answers([page._queue for page in blocks.values()])
+    functions = {number: Function(len(f.inputs), f.queue) for number, f in next(iter(blocks.values())).fns.items()}
     outer = app.router.lifespan_context
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Any) -> AsyncIterator[Any]:
         async with outer(app) as state, contextlib.AsyncExitStack() as stack:
-            stack.callback(kept.cleanup)
+            stack.callback(temporary.cleanup)
+            stack.callback(heat_maps.shutdown, cancel_futures=True)
             for page in pages.values():
                 await stack.enter_async_context(page.router.lifespan_context(page))
-            sweeping = asyncio.create_task(_sweep_now_and_then(folder, spared))
+            sweeping = asyncio.create_task(_sweep_now_and_then(kept, answers))
             yield state
             sweeping.cancel()
 
     app.router.lifespan_context = lifespan
-    app.mount("/", Guard(_ByLanguage(pages), folder, most_bytes))
+    app.mount("/", Guard(_ByLanguage(pages), kept, answers, functions, len(samples)))
     return app
 
 
@@ -110,18 +120,11 @@ def _run_folder(path: str) -> Path | None:
     return Path(path) if run_folders.is_run(path) else None
 
 
-async def _sweep_now_and_then(folder: Path, spared: Collection[Path]) -> None:
+async def _sweep_now_and_then(kept: Kept, answers: Answers) -> None:
     while True:
         await asyncio.sleep(LOOKED_AFTER_SECONDS)
-        await asyncio.to_thread(sweep, folder, spared, time.time() - KEPT_SECONDS)
-
-
-def sweep(folder: Path, spared: Collection[Path], before: float) -> None:
-    """Delete what was written into the folder before a time, seconds since the epoch, but for what is spared."""
-    for path in sorted(folder.rglob("*"), reverse=True):  # what is in a folder comes before it
-        with contextlib.suppress(OSError):  # it has just gone, or a folder is not empty
-            if path not in spared and path.lstat().st_mtime < before:
-                path.rmdir() if path.is_dir() else path.unlink()
+        await kept.sweep(time.time() - KEPT_SECONDS)
+        await answers.forget(time.monotonic() - UNREAD_SECONDS)
 
 
 class _ByLanguage:
@@ -138,10 +141,18 @@ class _ByLanguage:
 class _Page:
     """The page in one language."""
 
-    def __init__(self, gr: Any, text: Text, models: Mapping[str, Model], folder: Path, samples: Sequence[Path]) -> None:
-        self._text, self._models, self._folder = text, models, folder
-        self._explaining = threading.Lock()  # one heat map at a time: predictions go first
+    def __init__(
+        self,
+        gr: Any,
+        text: Text,
+        models: Mapping[str, Model],
+        folder: Path,
+        samples: Sequence[Path],
+        heat_maps: ThreadPoolExecutor,
+    ) -> None:
+        self._text, self._models, self._folder, self._heat_maps = text, models, folder, heat_maps
         self.blocks = self._build(gr, samples)
+        self.blocks.queue(max_size=QUEUE, api_open=False)
 
     def _build(self, gr: Any, samples: Sequence[Path]) -> Any:
         text, first = self._text, next(iter(self._models))
@@ -218,19 +229,15 @@ class _Page:
                 yield view.failure(text.unreadable.format(reason=prediction.error))
                 return
             yield view.answer(text, prediction, None)
-            yield view.answer(text, prediction, await asyncio.to_thread(self._heat, engine.classifier, data))
-        except FileNotFoundError:
+            heat = asyncio.get_running_loop().run_in_executor(self._heat_maps, _heat, engine.classifier, data)
+            yield view.answer(text, prediction, await heat)
+        except (FileNotFoundError, PermissionError):
             yield view.failure(text.gone)
         except Busy as busy:
             yield view.failure(text.busy.format(seconds=busy.seconds))
         except Exception:
             log.exception("the web page could not answer")
             yield view.failure(text.failed)
-
-    def _heat(self, classifier: Classifier, data: bytes) -> dict[str, Any]:
-        pixels = eval_transform(classifier.preprocess)(pixels_of(data, classifier.preprocess))
-        with self._explaining:
-            return view.heat_pictures(classifier, pixels)
 
     async def _answer_all(self, name: Any, sent: Any) -> str:
         text, engine = self._text, self._model(name).engine
@@ -257,3 +264,8 @@ class _Page:
         if not rows:
             return view.note(text.empty_many)
         return view.table(text, rows, text.too_many.format(n=MOST_AT_ONCE) if len(files) > MOST_AT_ONCE else "")
+
+
+def _heat(classifier: Classifier, data: bytes) -> dict[str, Any]:
+    pixels = eval_transform(classifier.preprocess)(pixels_of(data, classifier.preprocess))
+    return view.heat_pictures(classifier, pixels)

@@ -28,7 +28,8 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, app: Callable, *, ready: Callable[[], None], is_busy: Callable[[], bool]) -> None:
-        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # it reports every sender of nonsense
+        for name in ("uvicorn.error", "python_multipart"):  # they report every sender of nonsense
+            logging.getLogger(name).setLevel(logging.ERROR)
         config = uvicorn.Config(
             app,
             http=Connection,

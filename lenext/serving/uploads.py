@@ -1,6 +1,7 @@
 """The pictures of a request: files of a form, base64 or addresses in JSON, or the body itself.
 
-Everything stays in memory, within the limit of the body; a name is text that is given back and never opened.
+Everything stays in memory, within limits on the body and on what addresses give; a name is text that is given back and
+never opened.
 """
 
 from __future__ import annotations
@@ -9,20 +10,28 @@ import asyncio
 import base64
 import binascii
 import json
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from python_multipart.exceptions import FormParserError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from lenext.config import nearest
+from lenext.data.dataset import writable
 from lenext.data.decode import UnreadableImage
 from lenext.serving.limits import Refused
 
 MOST_PICTURES = 128  # of a request
-URL_SECONDS = 10.0
+URL_SECONDS, URLS_SECONDS = 10.0, 20.0  # of one address, and of all that a request names
+# The default threads read files for others, who should not wait for strangers' servers; nor should one request's
+# addresses take all that there are.
+FETCHERS = ThreadPoolExecutor(32, thread_name_prefix="fetch")
+FETCHED_TOGETHER = 8
 KINDS = "multipart/form-data with the field 'file', application/json, or a picture itself as image/* "
 KINDS += "or application/octet-stream"
 
@@ -35,19 +44,28 @@ class Upload:
     data: bytes = b""
     error: str | None = None
 
+    def __post_init__(self) -> None:
+        self.name = writable(self.name)  # it may hold half of a character, which no answer can be written with
+
 
 async def read(request: Request, *, allow_urls: bool, most_bytes: int) -> list[Upload]:
-    """The pictures of a request, at least one. most_bytes: of what an address gives. Raises Refused."""
-    if request.headers.get("content-encoding", "identity") != "identity":
-        raise Refused(415, "the body must be sent without Content-Encoding")
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    """The pictures of a request, at least one. most_bytes: of what its addresses give together. Raises Refused."""
+    kind = kind_of(request)
     if kind == "multipart/form-data":
-        return await _from_form(request)
+        return await from_form(request, "file")
     if kind == "application/json":
-        return await _from_json(await request.body(), allow_urls, most_bytes)
+        images, urls = _from_json(await request.body(), allow_urls)
+        return [*map(_decoded, images), *await _fetched(urls, _Allowance(most_bytes, request.state.hold))]
     if kind in ("", "application/octet-stream") or kind.startswith("image/"):
         return [Upload("", _not_empty(await request.body()))]
     raise Refused(415, f"pictures cannot be sent as {kind}; send {KINDS}")
+
+
+def kind_of(request: Request) -> str:
+    """The type of the body, without its parameters. Raises Refused."""
+    if request.headers.get("content-encoding", "identity") != "identity":
+        raise Refused(415, "the body must be sent without Content-Encoding")
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 # ---- forms
@@ -63,33 +81,35 @@ class _Form(MultiPartParser):
         self.has_ended = True
 
 
-async def _from_form(request: Request) -> list[Upload]:
+async def from_form(request: Request, name: str) -> list[Upload]:
+    """The files of a form, at least one. name: of the field that they are in, the only one. Raises Refused."""
     parser = _Form(request.headers, request.stream(), max_files=MOST_PICTURES, max_fields=MOST_PICTURES)
     try:
         form = await parser.parse()
-    except (MultiPartException, FormParserError) as error:
+    except (MultiPartException, ValueError) as error:  # ValueError: of the charset that it says it is written in
         raise Refused(400, f"the form is damaged: {error}") from None
     try:
         if not parser.has_ended:
             raise Refused(400, "the form is cut off: its last boundary is missing")
         uploads = []
         for field, value in form.multi_items():
-            if field != "file":
-                raise Refused(400, f"unknown field {field!r}{nearest(field, ['file'])}; pictures are sent as 'file'")
+            if field != name:
+                raise Refused(400, f"unknown field {field!r}{nearest(field, [name])}; pictures are sent as '{name}'")
             if not isinstance(value, UploadFile):
-                raise Refused(400, "the field 'file' holds text; it must be sent as a file, with a file name")
+                raise Refused(400, f"the field '{name}' holds text; it must be sent as a file, with a file name")
             uploads.append(Upload(value.filename or "", await value.read()))
     finally:
         await form.close()
     if not uploads:
-        raise Refused(400, "the form has no field 'file'")
+        raise Refused(400, f"the form has no field '{name}'")
     return uploads
 
 
 # ---- JSON
 
 
-async def _from_json(body: bytes, allow_urls: bool, most_bytes: int) -> list[Upload]:
+def _from_json(body: bytes, allow_urls: bool) -> tuple[list[str], list[str]]:
+    """(pictures as base64, addresses)."""
     content = _parse(_not_empty(body))
     known = ("images", "urls")
     if not isinstance(content, dict) or not content:
@@ -104,8 +124,7 @@ async def _from_json(body: bytes, allow_urls: bool, most_bytes: int) -> list[Upl
         raise Refused(400, "the JSON names no pictures")
     if len(images) + len(urls) > MOST_PICTURES:
         raise Refused(400, f"at most {MOST_PICTURES} pictures can be sent at once")
-    fetched = await asyncio.gather(*(asyncio.to_thread(_fetched, url, most_bytes) for url in urls))
-    return [*map(_decoded, images), *fetched]
+    return images, urls
 
 
 def _parse(body: bytes) -> Any:
@@ -133,16 +152,59 @@ def _decoded(text: str) -> Upload:
         return Upload("", error="not base64")
 
 
-def _fetched(url: str, most_bytes: int) -> Upload:
-    from lenext.data.urls import fetch
-
-    try:
-        return Upload(url, fetch(url, most_bytes=most_bytes, seconds=URL_SECONDS))
-    except UnreadableImage as error:
-        return Upload(url, error=str(error))
-
-
 def _not_empty(body: bytes) -> bytes:
     if not body:
         raise Refused(400, f"the request is empty; send {KINDS}")
     return body
+
+
+# ---- addresses
+
+
+class _Allowance:
+    """What the addresses of one request may give together. hold: counts it with what all requests hold."""
+
+    def __init__(self, most_bytes: int, hold: Callable[[int], None]) -> None:
+        self.most_bytes, self._hold = most_bytes, hold
+        self._left, self._lock = most_bytes, threading.Lock()
+        self._end = time.monotonic() + URLS_SECONDS
+
+    @property
+    def seconds(self) -> float:
+        return max(self._end - time.monotonic(), 0)
+
+    def count(self, size: int) -> None:
+        with self._lock:
+            self._left -= size
+            if self._left < 0:
+                limit = f"{self.most_bytes / 1e6:g} MB"
+                raise UnreadableImage(f"the addresses give more than the {limit} that are allowed together")
+        self._hold(size)
+
+
+async def _fetched(urls: Sequence[str], allowance: _Allowance) -> list[Upload]:
+    places, loop = asyncio.Semaphore(FETCHED_TOGETHER), asyncio.get_running_loop()
+
+    async def one(url: str) -> Upload:
+        try:
+            async with asyncio.timeout(allowance.seconds), places:
+                return await loop.run_in_executor(FETCHERS, _fetch, url, allowance)
+        except TimeoutError:
+            return Upload(url, error=f"the addresses did not give everything within {URLS_SECONDS:g} seconds")
+
+    tasks = [asyncio.create_task(one(url)) for url in urls]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:  # where one is enough to refuse the request
+            task.cancel()
+
+
+def _fetch(url: str, allowance: _Allowance) -> Upload:
+    from lenext.data.urls import fetch
+
+    seconds = min(URL_SECONDS, allowance.seconds)
+    try:
+        return Upload(url, fetch(url, most_bytes=allowance.most_bytes, seconds=seconds, count=allowance.count))
+    except UnreadableImage as error:
+        return Upload(url, error=str(error))

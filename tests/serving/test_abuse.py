@@ -14,6 +14,8 @@ from tests.data import corpus
 
 JPEG = corpus.good()["plain.jpg"]
 FORM = {"content-type": "multipart/form-data; boundary=x"}
+PUNYCODE = {"content-type": "multipart/form-data; boundary=x; charset=punycode"}
+UNDEFINED = {"content-type": "multipart/form-data; boundary=x; charset=undefined"}
 JSON = {"content-type": "application/json"}
 MUTATIONS = int(os.environ.get("LENEXT_MUTATIONS", "300"))
 
@@ -50,6 +52,9 @@ REQUESTS: dict[str, tuple[dict[str, str], bytes, int, str]] = {
     "a field of text": (FORM, part(b"cat.jpg", b'name="file"') + b"--x--\r\n", 400, "as a file"),
     "too many files": (FORM, part(b"x") * 129 + b"--x--\r\n", 400, "Too many files"),
     "too many fields": (FORM, part(b"x", b'name="a"') * 129 + b"--x--\r\n", 400, "Too many fields"),
+    "a form in punycode": (PUNYCODE, part(JPEG) + b"--x--\r\n", 400, "the form is damaged"),
+    "a form in a charset that is none": (UNDEFINED, part(JPEG) + b"--x--\r\n", 400, "the form is damaged"),
+    "a form with an empty boundary": ({"content-type": "multipart/form-data; boundary="}, part(JPEG), 400, "form"),
     "JSON that is none": (JSON, b"{images: 1}", 400, "not valid JSON"),
     "JSON of bytes that are no text": (JSON, b"\xff\xfe\xfa", 400, "not valid JSON"),
     "JSON that is a list": (JSON, b"[]", 400, "must be an object"),

@@ -4,10 +4,15 @@ another's fault."""
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+import subprocess
+import sys
 import threading
 from dataclasses import replace
+from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from torch import nn
@@ -181,7 +186,83 @@ def test_closing_ends_a_measurement(classifier: Classifier, caplog: pytest.LogCa
             future.result(20)
         while engine._measurement is None:
             threading.Event().wait(0.01)
+    assert engine._measurement._process.returncode == -signal.SIGKILL
     engine._chooser.join(300)
     assert not engine.is_choosing
-    assert engine._measurement._process.returncode == -signal.SIGKILL
     assert not caplog.records
+
+
+def test_closing_ends_a_measurement_that_is_only_being_made(
+    classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Measurement] = []
+    saving, permission = threading.Event(), threading.Event()
+
+    class Slow(Measurement):
+        def __init__(self, classifier: Classifier, sample: torch.Tensor, tolerance: float) -> None:
+            saving.set()
+            assert permission.wait(20)
+            super().__init__(classifier, sample, tolerance)
+            made.append(self)
+
+    remembered_as(classifier, "")
+    monkeypatch.setattr("lenext.serving.engine.Measurement", Slow)
+    with engine_of(classifier, backend="auto") as engine:
+        engine.choose()
+        for future in engine.submit([PICTURE] * SAMPLE):
+            future.result(20)
+        assert saving.wait(60)
+        closing = threading.Thread(target=engine.close)
+        closing.start()
+        while not engine._closed:
+            threading.Event().wait(0.01)
+        permission.set()
+        closing.join(60)
+        assert not closing.is_alive()
+        # All of this holds as soon as the engine is closed: the program may end then.
+        assert [measurement._process.returncode for measurement in made] == [-signal.SIGKILL]
+        assert not Path(made[0]._folder.name).exists()
+    engine._chooser.join(60)
+
+
+def test_an_engine_that_is_closed_begins_no_measurement(
+    classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    monkeypatch.setattr("lenext.serving.engine.Measurement", lambda *_: made.append(1))
+    remembered_as(classifier, "")
+    with engine_of(classifier, backend="auto") as engine:
+        engine.choose()
+    for _ in range(SAMPLE):
+        engine._sample.put(torch.zeros(3, 32, 32, dtype=torch.uint8))
+    engine._chooser.join(60)
+    assert not engine.is_choosing
+    assert not made
+
+
+def test_a_measurement_is_in_the_servers_group(classifier: Classifier) -> None:
+    measurement = Measurement(classifier, torch.zeros(SAMPLE, 3, 32, 32, dtype=torch.uint8), SAME)
+    try:
+        assert os.getpgid(measurement._process.pid) == os.getpgrp()
+    finally:
+        measurement.stop()
+    with pytest.raises(OSError, match="stopped"):
+        measurement.result()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+def test_the_measuring_process_ends_with_the_server_however_that_ends() -> None:
+    child = (
+        "import os, signal, sys, time; from lenext.serving.measure import end_with; end_with(int(sys.argv[1])); "
+        "os.kill(os.getpid(), signal.SIGINT); print(os.getpid(), flush=True); time.sleep(600)"
+    )
+    server = "import os, subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1], str(os.getpid())])"
+    with subprocess.Popen([sys.executable, "-c", server, child], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        number = int(process.stdout.readline())  # it has outlived a Ctrl-C
+        assert psutil.pid_exists(number)
+        process.kill()
+        # The pipe ends when nobody is left who could write into it.
+        assert process.stdout.read() == ""
+    left = psutil.pid_exists(number) and psutil.Process(number).status() != psutil.STATUS_ZOMBIE
+    assert not left

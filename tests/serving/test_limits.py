@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import base64
-import json
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -61,15 +59,19 @@ def test_the_key_is_asked_for_in_any_of_its_forms(engine: Engine) -> None:
             {"x-api-key": "s3cret"},
         ):
             assert client.get("/v1/model", headers=headers).status_code == 200
-        for headers in (
+        wrong: list[dict[str, Any]] = [
             {},
             {"authorization": "Bearer s3cre"},
             {"authorization": "Bearer "},
             {"authorization": "Basic %%%"},
+            {"authorization": b"Basic \xe9"},
+            {"authorization": b"Basic /////w=="},
+            {"authorization": b"Bearer \xe9"},
             {"authorization": "s3cret"},
             {"x-api-key": "S3CRET"},
             {"x-api-key": ""},
-        ):
+        ]
+        for headers in wrong:
             for path in ("/v1/model", "/metrics", "/openapi.json", "/", "/nothing"):
                 refused = client.get(path, headers=headers)
                 assert refused.status_code == 401
@@ -111,6 +113,11 @@ def test_a_large_body_is_refused_by_its_length_before_it_is_read(port: int) -> N
     assert headers["connection"] == "close"
 
 
+def test_the_limit_holds_for_the_page_too(client: TestClient) -> None:
+    refused = client.post("/gradio_api/upload", content=b"x" * 1_000_001)
+    assert (refused.status_code, refused.json()) == (413, {"error": "the request has more than the limit of 1 MB"})
+
+
 def test_a_large_body_without_a_length_is_counted(port: int) -> None:
     piece = b"%x\r\n" % 65_536 + b"\0" * 65_536 + b"\r\n"
     body = piece * 20 + b"0\r\n\r\n"
@@ -128,9 +135,9 @@ def test_a_body_without_end_is_not_listened_to_for_ever(port: int, monkeypatch: 
             send_on(connection, piece)
 
 
-def send_on(connection: socket.socket, piece: bytes) -> None:
-    """Send the same again and again: 13 GB are more than any patience."""
-    for _ in range(200_000):
+def send_on(connection: socket.socket, piece: bytes, size: int = 13 * 10**9) -> None:
+    """Send the same again and again, so many bytes: 13 GB are more than any patience."""
+    for _ in range(size // len(piece)):
         connection.sendall(piece)
 
 
@@ -146,37 +153,6 @@ def test_bodies_that_are_held_together_are_limited(engine: Engine, monkeypatch: 
         monkeypatch.setattr(limits, "MOST_LARGE", 8)
         assert client.post("/v1/predict", content=JPEG).status_code == 200
         assert app.held == app.in_flight == 0
-
-
-@pytest.mark.parametrize(
-    ("request_", "status"),
-    [
-        (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n" + b"A: %s\r\n" % (b"b" * 1000) * 70, 431),
-        (b"GET /" + b"a" * 70_000, 431),
-        (b"nonsense\r\n\r\n", 400),
-        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),  # somebody tries https
-        (HEAD + b"Content-Length: -1\r\n\r\n", 400),
-        (HEAD + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nx", 400),
-        (HEAD + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
-        (HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
-        (b"GET /../../etc/passwd HTTP/1.1\r\nHost: localhost\r\n\r\n", 404),
-        (b"GET /v1/models/..%2f..%2fetc%2fpasswd HTTP/1.1\r\nHost: localhost\r\n\r\n", 404),
-        (b"GET /%00 HTTP/1.1\r\nHost: localhost\r\n\r\n", 404),
-        (b"BREW /v1/predict HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
-        (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n", 200),
-    ],
-)
-def test_requests_that_are_no_good_http(port: int, request_: bytes, status: int) -> None:
-    got, _, content = ask(port, request_)
-    assert got == status, content
-    assert status == 200 or content["error"]
-    assert ask(port, WHOLE)[0] == 200
-
-
-def test_connections_are_limited(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections.Connection, "most_connections", 0)
-    status, headers, content = ask(port, b"")
-    assert (status, headers["retry-after"], content) == (503, "2", {"error": "too many connections"})
 
 
 # ---- how slowly
@@ -233,15 +209,3 @@ def test_who_does_not_read_an_answer_is_left(engine: Engine, monkeypatch: pytest
     with served(app) as port, connect(port) as connection:
         connection.sendall(b"GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert left.wait(20)
-
-
-def test_requests_on_one_connection_are_answered_in_order(port: int) -> None:
-    paths = [b"/healthz", b"/v1/models", b"/nothing", b"/readyz"]
-    with connect(port) as connection:
-        connection.sendall(b"".join(b"GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n" % path for path in paths))
-        data, begin = b"", time.monotonic()
-        while data.count(b"HTTP/1.1") < 4 or not data.endswith(b"}"):
-            data += connection.recv(65536)
-            assert time.monotonic() - begin < 20
-    bodies = [json.loads(reply.partition(b"\r\n\r\n")[2]) for reply in data.split(b"HTTP/1.1")[1:]]
-    assert [next(iter(body)) for body in bodies] == ["status", "models", "error", "status"]
