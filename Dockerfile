@@ -21,7 +21,8 @@ ENV PATH=/opt/lenext/bin:$PATH PYTHONUNBUFFERED=1
 USER lenext
 WORKDIR /home/lenext
 EXPOSE 8000
+# Whether it lives: /readyz says no while the queue is full, when a restart would only lose what waits in it.
 HEALTHCHECK --interval=30s --timeout=5s --start-period=60s \
-    CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8000/readyz', timeout=4)"]
+    CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8000/healthz', timeout=4)"]
 ENTRYPOINT ["lenext", "serve", "--host", "0.0.0.0", "--port", "8000"]
 CMD ["/classifier"]
