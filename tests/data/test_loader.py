@@ -200,6 +200,12 @@ def test_workers_live_from_epoch_to_epoch_and_end_with_their_batches():
 # Torch raises the error wherever this process is when it learns of the death, once more perhaps while it cleans up.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_worker_that_is_killed_ends_the_epoch_with_an_error():
+    def go_on() -> None:
+        try:
+            list(iterator)
+        finally:
+            time.sleep(0.3)  # where the loader missed its memory first, torch's own notice is still on its way
+
     source = batches(workers=1, batch_size=2)
     before = {child.pid for child in psutil.Process().children()}
     iterator = source.epoch(0)
@@ -208,10 +214,7 @@ def test_a_worker_that_is_killed_ends_the_epoch_with_an_error():
     os.kill(worker, signal.SIGKILL)
     begin = time.monotonic()
     with pytest.raises(RuntimeError, match=r"(?s)was killed|is killed by signal"):
-        try:
-            list(iterator)
-        finally:
-            time.sleep(0.3)  # where the loader missed its memory first, torch's own notice is still on its way
+        go_on()
     assert time.monotonic() - begin < 60
 
 
