@@ -492,8 +492,8 @@ def report(rows: list[dict[str, Any]]) -> str:
         "`python benchmarks/serving.py`.",
         "",
         f"Goodput: the highest rate of requests at random moments of which {SHARE:.0%} are answered within "
-        f"{1000 * LIMIT:.0f} ms, a JPEG file of about 110 KB each (0: not even four a second are); beside it the median "
-        "latency at that rate. "
+        f"{1000 * LIMIT:.0f} ms, a JPEG file of about 110 KB each (0: not even four a second are); beside it the "
+        "median latency at that rate. "
         f"Throughput: answers a second to {SENDERS} senders who each wait for theirs. Offline: pictures a second of "
         "`Classifier.stream` on the same files with the same backend. Medians of alternating rounds.",
     ]
