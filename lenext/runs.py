@@ -103,6 +103,25 @@ def require(path: str | Path) -> Path:
     raise ValueError(f"{run} is not a run folder: it has no {CONFIG} and {DATA}")
 
 
+@contextlib.contextmanager
+def alone(lock: Path, refusal: str, *, patience: float = 0) -> Iterator[None]:
+    """Hold a lock file, which the system lets go of when this process ends, however it ends.
+
+    Raises ValueError with the sentence `refusal` where another process holds it for `patience` seconds.
+    """
+    from filelock import FileLock, Timeout
+
+    held = FileLock(lock)
+    try:
+        held.acquire(timeout=patience)
+    except Timeout:
+        raise ValueError(refusal) from None
+    try:
+        yield
+    finally:
+        held.release()
+
+
 def write_atomically(path: Path, write: Callable[[Path], object], *, before: Path | None = None) -> None:
     """Let `write` fill a temporary file beside `path`, flush it to disk and rename it over `path`.
 

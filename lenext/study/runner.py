@@ -26,7 +26,6 @@ from pathlib import Path
 
 import psutil
 import torch
-from filelock import FileLock, Timeout
 
 from lenext import runs, terminal
 from lenext.data import dataset
@@ -90,25 +89,23 @@ def run(
     end = None if budget is None else time.monotonic() + budget
     planned = design.plan(study, folder, seeds)
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / "study.lock", timeout=0), Interruption():
-            try:
-                _end_left_over(folder)
-                ready.require_same_requests(planned)
-                ready.require_sound(study, data, folder)
-                waiting = ready.to_do(planned)
-                log.info("%d of %d runs have ended already", len(planned) - len(waiting), len(planned))
-                slots = _slots(devices, len(planned))  # not by what is left: a run goes on with as many cores
-                work = _Work(folder, data, len(planned), waiting, slots)
-                work.go_on(end)
-            except KeyboardInterrupt:
-                message = f"what was finished is kept, what was running is saved; go on with: {again}"
-                raise KeyboardInterrupt(message) from None
-            if work.waiting:
-                log.info("the time is over; what was running is saved; go on with: %s", again)
-            return not work.failed
-    except Timeout:
-        raise ValueError(f"another lenext study is at work in {folder}; wait for it, or choose another --out") from None
+    refusal = f"another lenext study is at work in {folder}; wait for it, or choose another --out"
+    with runs.alone(folder / "study.lock", refusal), Interruption():
+        try:
+            _end_left_over(folder)
+            ready.require_same_requests(planned)
+            ready.require_sound(study, data, folder)
+            waiting = ready.to_do(planned)
+            log.info("%d of %d runs have ended already", len(planned) - len(waiting), len(planned))
+            slots = _slots(devices, len(planned))  # not by what is left: a run goes on with as many cores
+            work = _Work(folder, data, len(planned), waiting, slots)
+            work.go_on(end)
+        except KeyboardInterrupt:
+            message = f"what was finished is kept, what was running is saved; go on with: {again}"
+            raise KeyboardInterrupt(message) from None
+        if work.waiting:
+            log.info("the time is over; what was running is saved; go on with: %s", again)
+        return not work.failed
 
 
 def _end_left_over(folder: Path) -> None:

@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 
 from lenext import config as settings
 from lenext import recipes, runs
@@ -38,10 +37,10 @@ from lenext.training.interruption import Interruption
 from lenext.training.objective import num_outputs
 
 log = logging.getLogger("lenext")
+Setting = TypeVar("Setting")
 
 # What may change when a run goes on: how it is computed, not what.
 CHANGEABLE = ("devices", "nodes", "workers", "cache", "cache_limit", "checkpoint_every", "track")
-Setting = TypeVar("Setting")
 LOCK = ".lock"
 # Seconds for a training that is ending, or was killed and leaves processes that read files, to let go of its folder.
 PATIENCE = 20
@@ -242,21 +241,10 @@ def _running(config: TrainConfig) -> Iterator[tuple[Any, Interruption]]:
 @contextlib.contextmanager
 def _alone(fabric: Any, run: Path) -> Iterator[None]:
     """Hold the run folder: ValueError if another training is at work in it, which would mix up both their files."""
-    lock = FileLock(run / LOCK)
-
-    def hold() -> None:
-        try:
-            lock.acquire(timeout=PATIENCE)
-        except Timeout:
-            raise ValueError(f"another training is at work in {run}; wait for its end, or stop it") from None
-        except NotImplementedError as error:  # some network drives have no locks
-            log.debug("%s is not locked: %s", run, error)
-
-    devices.decide(fabric, hold)
-    try:
+    refusal = f"another training is at work in {run}; wait for its end, or stop it"
+    with contextlib.ExitStack() as held:
+        devices.decide(fabric, lambda: held.enter_context(runs.alone(run / LOCK, refusal, patience=PATIENCE)))
         yield
-    finally:
-        lock.release()
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ from lenext.data.samples import Samples
 from lenext.evaluation.evaluate import finish_run
 from lenext.evaluation.report import write_report
 from lenext.models.catalogue import summarise
-from lenext.training import allocator, checkpoint, devices, freezing, prepare, settle, tracking
+from lenext.training import allocator, checkpoint, devices, freezing, goals, prepare, settle, tracking
 from lenext.training.averaging import MovingAverage, TailAverage, refresh_norms
 from lenext.training.checkpoint import Checkpoint, Progress
 from lenext.training.distillation import Goal, student
@@ -96,8 +96,8 @@ def fit(
         )
         if config.recipe == "probe":
             return _measure(run, samples)
-    goal = settle.goal_of(config, classifier, train_set).to(fabric.device)
-    plain = settle.plain_goal(config, classifier)
+    goal = goals.goal_of(config, classifier, train_set).to(fabric.device)
+    plain = goals.plain_goal(config, classifier)
     if not saved:
         config = settle.settle(
             config, task, whole_network, targets["train"], goal, fabric, started=started, evaluation=evaluation,
@@ -121,7 +121,7 @@ def fit(
     if config.compile:
         learner.compile()
     module = fabric.setup_module(learner)
-    optimizer = settle.optimizer_of(config, network)
+    optimizer = goals.optimizer_of(config, network)
     ema = MovingAverage(network, config.ema) if config.ema else None
     tail = TailAverage(network) if config.average else None
     keeper = Keeper(

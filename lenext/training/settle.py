@@ -15,15 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from lenext import runs
-from lenext.classifier import Classifier, load
 from lenext.config import TrainConfig
 from lenext.data.loader import default_workers
-from lenext.data.samples import Samples
 from lenext.training import allocator, devices, prepare
 from lenext.training.allocator import is_out_of_memory
-from lenext.training.distillation import Distillation, Goal
-from lenext.training.objective import Objective, make_objective
-from lenext.training.optim import make_optimizer
+from lenext.training.distillation import Goal
 from lenext.training.speed import (
     Speed,
     bytes_for_backward,
@@ -55,54 +51,6 @@ TIMED_PIXELS, TIMED_PICTURES = 8 * 224 * 224, (8, 64)
 WORTH_BATCHES = 50
 # Of a step, for making its batch: then nothing is gained by helpers.
 NEXT_TO_NO_TIME = 0.05
-
-
-def goal_of(config: TrainConfig, classifier: Classifier, train_set: Samples) -> Goal:
-    """What is minimised."""
-    assert config.loss is not None
-    objective = make_objective(
-        config.loss,
-        len(classifier.classes),
-        several=train_set.sets is not None,
-        counts=torch.from_numpy(train_set.class_counts()),
-        label_smoothing=config.label_smoothing,
-        focal_gamma=config.focal_gamma,
-        class_weights=config.class_weights,
-        logit_adjustment=config.logit_adjustment,
-    )
-    if config.teacher is None:
-        return objective
-    return Distillation(
-        objective,
-        load(config.teacher),
-        classes=classifier.classes,
-        preprocess=classifier.preprocess,
-        kind=config.distillation,
-        weight=config.distillation_weight,
-        temperature=config.distillation_temperature,
-    )
-
-
-def plain_goal(config: TrainConfig, classifier: Classifier) -> Objective:
-    """What the validation loss is: that loss without any of its means against overfitting and imbalance."""
-    assert config.loss is not None
-    several = classifier.task == "multi-label"
-    return make_objective(config.loss, len(classifier.classes), several=several, focal_gamma=config.focal_gamma)
-
-
-def optimizer_of(config: TrainConfig, network: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser of a network that lies where it will be trained."""
-    assert config.lr is not None
-    return make_optimizer(
-        network,
-        config.optimizer,
-        lr=config.lr,
-        weight_decay=config.weight_decay,
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-        fresh=prepare.fresh_head(config, network),
-        layer_decay=config.layer_decay,
-    )
 
 
 def settle(

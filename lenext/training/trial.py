@@ -13,7 +13,7 @@ import torch
 from lenext.classifier import Classifier
 from lenext.config import TrainConfig
 from lenext.data.dataset import Dataset
-from lenext.training import prepare, settle
+from lenext.training import goals, prepare
 from lenext.training.step import Step
 from lenext.training.task import AT_LAST, Targets, image_task, micro_batch_of
 
@@ -32,9 +32,9 @@ def trial_step(
     task = image_task(config, classifier, samples, pictures, rows, workers=config.workers or 0)
     task.place(channels_last=config.channels_last is not False, device=fabric.device)
     module = fabric.setup_module(task.module)
-    optimizer = settle.optimizer_of(config, task.module)
+    optimizer = goals.optimizer_of(config, task.module)
     targets, weights = Targets(train_set, fabric.device), torch.from_numpy(train_set.weights)
-    goal = settle.goal_of(config, classifier, train_set).to(fabric.device)
+    goal = goals.goal_of(config, classifier, train_set).to(fabric.device)
     step = Step(
         fabric, module, task.module, fabric.setup_optimizers(optimizer), goal,
         micro_batch=micro_batch_of(config, 1), bfloat16=config.precision == "bfloat16",

@@ -25,8 +25,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from lenext import config, runs, terminal
 from lenext.config import TrainConfig
 from lenext.data import dataset
@@ -75,19 +73,17 @@ def run(
     held = _held(settings, file, models, time_budget_per_trial)
     search = _Search(absolute(data), held, space, models)
     folder = Path(out) if out is not None and (Path(out) / STUDY).is_file() else runs.create(out, "tune")
-    try:
-        with FileLock(folder / ".lock", timeout=0), Interruption():
-            search.open(folder)
-            try:
-                search.go_on(trials)
-            except KeyboardInterrupt:
-                raise KeyboardInterrupt(
-                    f"{len(search.finished())} of {trials} trials are finished and kept; go on with the same command "
-                    f"and --out {shlex.quote(str(folder))}"
-                ) from None
-            return search.conclude()
-    except Timeout:
-        raise ValueError(f"another lenext tune is at work in {folder}; wait for it, or choose another --out") from None
+    refusal = f"another lenext tune is at work in {folder}; wait for it, or choose another --out"
+    with runs.alone(folder / ".lock", refusal), Interruption():
+        search.open(folder)
+        try:
+            search.go_on(trials)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"{len(search.finished())} of {trials} trials are finished and kept; go on with the same command "
+                f"and --out {shlex.quote(str(folder))}"
+            ) from None
+        return search.conclude()
 
 
 def _held(
