@@ -24,8 +24,8 @@ from lenext.preprocess import Preprocess
 Flip = Literal["none", "horizontal", "both"]
 Policy = Literal["none", "randaugment", "trivialaugment", "autoaugment", "augmix"]
 
-# Of a picture that is longer than so many times its short side, only the middle is resized: a line of a million pixels
-# would else become a strip of gigabytes, of which the crop shows one square.
+# Of a picture that is longer than so many times its short side, only the middle is resized: a line of 65,500 pixels
+# would else become a strip of 13 GB, of which the crop shows one square.
 LONGEST = 100
 # Smallest and largest width divided by height of a random crop, as every paper since Inception has them.
 RATIOS = (3 / 4, 4 / 3)

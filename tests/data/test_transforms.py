@@ -48,7 +48,7 @@ def test_only_the_middle_of_a_very_long_picture_is_resized_and_it_is_the_same(in
 
 
 def test_a_line_of_a_hundred_megapixels_becomes_a_square():
-    """Resized as a whole it would take 70 GB."""
+    """Resized as a whole it would take 20 TB."""
     line = np.broadcast_to(np.array([1, 2, 3], np.uint8), (1, 100_000_000, 3))
     x = eval_transform(Preprocess(image_size=224))(line)
     assert x.shape == (3, 224, 224)

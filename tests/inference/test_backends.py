@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lenext.data.decode import decode
 from lenext.data.transforms import eval_transform
-from lenext.inference import backends, choose
+from lenext.inference import choose
 from lenext.inference.backends import NAMES, PLAIN, make_backend, torch_backend
 from lenext.models import create_model
 from lenext.preprocess import Preprocess
@@ -174,4 +174,3 @@ def test_where_the_processor_has_no_bfloat16_pytorch_is_not_asked_for_it(made, n
     monkeypatch.setattr(choose, "make_backend", make_and_tell)
     choose.fastest_backend(network, PREPROCESS, pictures, 1000, candidates=("openvino-float32", "pytorch-bfloat16"))
     assert tried == ["openvino-float32"]
-    assert backends.processor_has_bfloat16() in (True, False)
