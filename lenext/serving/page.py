@@ -226,7 +226,7 @@ class _Page:
             data = await asyncio.to_thread(files[0][1].read_bytes)
             prediction = await engine.answer(data)
             if prediction.error is not None:
-                yield view.failure(text.unreadable.format(reason=prediction.error))
+                yield view.failure(text.why_unreadable(prediction.error))
                 return
             yield view.answer(text, prediction, None)
             heat = asyncio.get_running_loop().run_in_executor(self._heat_maps, _heat, engine.classifier, data)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """The page in one language. {names} in braces are filled in."""
+    """The page in one language. {names} in braces are filled in.
+
+    reasons: the decoder's reasons, as patterns, and what is said for each; what fits none is said as it is.
+    """
 
     language: str
     # ---- the frame
@@ -57,6 +61,16 @@ class Text:
     per_class: str
     recall: str
     precision: str
+    reasons: tuple[tuple[str, str], ...] = ()
+
+    def why_unreadable(self, reason: str | None) -> str:
+        """A sentence for a picture that the decoder refused for a reason."""
+        said = str(reason)
+        for pattern, words in self.reasons:
+            if found := re.fullmatch(pattern, said):
+                said = found.expand(words)
+                break
+        return self.unreadable.format(reason=said)
 
 
 ENGLISH = Text(
@@ -151,6 +165,24 @@ CHINESE = Text(
     per_class="各个类别",
     recall="找到的比例（召回率）",
     precision="说对的比例（精确率）",
+    reasons=(
+        (r"the file is empty .*", r"文件是空的（0 字节）"),
+        (r"not an image: the content is text", r"内容是文本，不是图片"),
+        (r"not an image: the content is a web page \(HTML\)", r"内容是网页（HTML），不是图片"),
+        (r"not an image: the content is XML or SVG.*", r"内容是 XML 或 SVG，没有像素"),
+        (r"not an image: the content is a zip archive", r"内容是 zip 压缩包，不是图片"),
+        (r"not an image: the content is a PDF", r"内容是 PDF，不是图片"),
+        (r"not an image: .*", r"不是任何已知的图片格式"),
+        (r"more pixels than the limit of (\d+) megapixels", r"像素超过 \1 百万的上限"),
+        (r"(\d+) x (\d+) pixels are more than the limit of (\d+) megapixels", r"\1 x \2 像素，超过 \3 百万像素的上限"),
+        (r"the picture has no pixels", r"图片没有像素"),
+        (r"a JPEG that is drawn in (\d+) passes.*", r"这个 JPEG 要画 \1 遍，只会让解码器白忙"),
+        (r"a TIFF with a plane for each channel.*", r"这种每个通道一个平面的 TIFF 无法读取；请存成像素交错的形式"),
+        (r"HEIC pictures need one more package: (.*)", r"读取 HEIC 图片还需要一个软件包：\1"),
+        (r"damaged or cut off in its header.*", r"文件头损坏、不完整，或属于无法读取的种类"),
+        (r"damaged or cut off \(the file ends .*\)", r"文件损坏或不完整（图片没有完就到了文件末尾）"),
+        (r"damaged.*", r"文件损坏或不完整"),
+    ),
 )
 
 LANGUAGES = {text.language: text for text in (ENGLISH, CHINESE)}

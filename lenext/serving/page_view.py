@@ -86,7 +86,7 @@ def to_csv(predictions: Sequence[Prediction]) -> bytes:
     writer.writerow(["image", "label", "probability", *(["labels"] if several else []), "error"])
     for row in predictions:
         probability = "" if row.probability is None else f"{row.probability:.6f}"
-        labels = [", ".join(row.labels or [])] if several else []
+        labels = [_inert(", ".join(row.labels or []))] if several else []
         writer.writerow([_inert(row.image), _inert(row.label or ""), probability, *labels, row.error or ""])
     return buffer.getvalue().encode("utf-8-sig", "replace")
 

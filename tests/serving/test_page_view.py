@@ -9,8 +9,10 @@ import re
 import pytest
 
 from lenext.classifier import Prediction
+from lenext.data.decode import UnreadableImage, decode
 from lenext.serving import page_view
 from lenext.serving.page_text import CHINESE, ENGLISH, language_of
+from tests.data import corpus
 
 
 def test_names_of_classes_and_files_are_text():
@@ -32,6 +34,23 @@ def test_of_several_classes_those_of_the_picture_are_ticked():
     assert "cat, dog" in page_view.table(ENGLISH, rows)
     found = list(csv.DictReader(io.StringIO(page_view.to_csv(rows).decode("utf-8-sig"))))
     assert [row["labels"] for row in found] == ["cat, dog", ""]
+
+
+def test_the_chinese_page_says_in_chinese_why_a_picture_cannot_be_read():
+    reasons = []
+    for data in corpus.bad().values():
+        with pytest.raises(UnreadableImage) as refused:
+            decode(data, shrink_to=64)
+        reasons.append(str(refused.value))
+    assert len(set(reasons)) > 20
+    for reason in reasons:
+        said = CHINESE.why_unreadable(reason)
+        foreign = re.sub("JPEG|HTML|XML|SVG|PDF|TIFF|zip| x ", "", said)
+        assert not re.search("[A-Za-z]", foreign), said
+        assert reason in ENGLISH.why_unreadable(reason)
+    assert "65000 x 65000 像素，超过 100 百万" in CHINESE.why_unreadable(
+        next(r for r in reasons if r.startswith("65000"))
+    )
 
 
 def test_a_spreadsheet_takes_no_name_for_a_formula():
