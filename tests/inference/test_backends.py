@@ -129,6 +129,16 @@ def test_the_fastest_that_agrees_is_taken_and_remembered(tolerance, expected, ma
     assert known[0] == expected
 
 
+def test_small_outputs_must_agree_as_well(made, pictures) -> None:
+    """Those of an untrained MobileNetV3 are a hundred-millionth."""
+    network = small_network()
+    with torch.no_grad():
+        for parameter in network.get_submodule("fc").parameters():
+            parameter.mul_(1e-9)
+    name, _ = choose.fastest_backend(network, PREPROCESS, pictures, 1000, tolerance=1e-3, candidates=tuple(made))
+    assert name == "openvino-float32"
+
+
 def test_a_machine_that_is_busy_at_first_does_not_decide(made, network, pictures, monkeypatch) -> None:
     """As one that serves while it measures: the first candidate must not suffer for all."""
     make, timed = choose.make_backend, itertools.count()
