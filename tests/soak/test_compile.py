@@ -2,35 +2,38 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tests.inference.test_backends import require_agreement, small_network, some_pictures
-from tests.models.references import close, without_chance
+from tests.models.references import without_chance
 from tests.models.test_protocol import SMALLEST, images, lively, small
 
 
 @pytest.mark.parametrize("name", SMALLEST)
 def test_compiled_training_step(name: str) -> None:
+    """As near to the gradients in float64 as the plain step is: a deep network without residuals magnifies rounding."""
     torch.manual_seed(0)
     model, x, labels = without_chance(lively(small(name))).train(), images(name, 4), torch.tensor([0, 1, 2, 3])
-    gradients: list[dict[str, torch.Tensor]] = []
-    statistics = {key: buffer.clone() for key, buffer in model.named_buffers()}
+    exact = gradients(copy.deepcopy(model).double(), x.double(), labels)
+    plain = gradients(copy.deepcopy(model), x, labels)
     torch.compiler.reset()
-    for network in (model, torch.compile(model, fullgraph=True)):
-        for key, buffer in model.named_buffers():
-            buffer.copy_(statistics[key])
-        model.zero_grad()
-        logits = network(x)
-        nn.functional.cross_entropy(logits, labels).backward()
-        gradients.append({key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None})
-    plain, compiled = gradients
-    assert plain.keys() == compiled.keys()
-    largest = max(gradient.abs().max() for gradient in plain.values())
-    for key, gradient in plain.items():
+    compiled = gradients(model, x, labels, compiled=True)
+    assert plain.keys() == compiled.keys() == exact.keys()
+    largest = max(gradient.norm() for gradient in exact.values())
+    for key, gradient in exact.items():
         # Some gradients are zero but for rounding: a bias before a batch norm.
-        assert close(compiled[key], gradient) or (compiled[key] - gradient).abs().max() <= 1e-4 * largest, key
+        allowed = 10 * (plain[key] - gradient).norm() + 1e-5 * gradient.norm() + 1e-6 * largest
+        assert (compiled[key] - gradient).norm() <= allowed, key
+
+
+def gradients(model: nn.Module, x: Tensor, labels: Tensor, *, compiled: bool = False) -> dict[str, Tensor]:
+    network = torch.compile(model, fullgraph=True) if compiled else model
+    nn.functional.cross_entropy(network(x), labels).backward()
+    return {key: p.grad.double() for key, p in model.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize("arithmetic", ["float32", "bfloat16"])
