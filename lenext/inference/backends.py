@@ -157,7 +157,8 @@ def run_openvino(converted: Any, *, bfloat16: bool = False) -> Backend:
         assert together is not None  # held as long as its queue is: the queue alone may not keep it
         if len(x) == 1:
             return torch.from_numpy(np.array(alone({0: x.numpy()})[0], dtype=np.float32))
-        parts = x.split(min(math.ceil(len(x) / streams), LARGEST_PART))
+        # Shared with the library, which takes what lies in a row for what it is: a mirrored or turned picture does not.
+        parts = x.contiguous().split(min(math.ceil(len(x) / streams), LARGEST_PART))
         outputs: list[Any] = [None] * len(parts)
 
         def done(request: Any, number: int) -> None:
@@ -240,7 +241,14 @@ def quantise(converted: Any, calibration: Tensor, *, transformer: bool = False) 
     pictures: Sequence[Any] = [{name: x[None].numpy()} for x in calibration]
     kind = nncf.ModelType.TRANSFORMER if transformer else None
     with contextlib.redirect_stdout(io.StringIO()):  # its progress bars have no switch
-        return nncf.quantize(converted, nncf.Dataset(pictures), subset_size=len(pictures), model_type=kind)
+        return nncf.quantize(
+            converted,
+            nncf.Dataset(pictures),
+            subset_size=len(pictures),
+            model_type=kind,
+            # Layer after layer on what the quantised ones before it give: half the error, for twice the seconds.
+            fast_bias_correction=False,
+        )
 
 
 def is_transformer(model: nn.Module) -> bool:
