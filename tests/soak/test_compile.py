@@ -15,7 +15,11 @@ from tests.models.test_protocol import SMALLEST, images, lively, small
 
 @pytest.mark.parametrize("name", SMALLEST)
 def test_compiled_training_step(name: str) -> None:
-    """As near to the gradients in float64 as the plain step is: a deep network without residuals magnifies rounding."""
+    """Near the gradients in float64, as the plain step is: a deep network without residuals magnifies rounding.
+
+    A kernel that is wrong is wrong by its whole size; one activation that rounding moves over the corner of a ReLU6
+    changes a gradient by half a hundredth.
+    """
     torch.manual_seed(0)
     model, x, labels = without_chance(lively(small(name))).train(), images(name, 4), torch.tensor([0, 1, 2, 3])
     exact = gradients(copy.deepcopy(model).double(), x.double(), labels)
@@ -26,7 +30,7 @@ def test_compiled_training_step(name: str) -> None:
     largest = max(gradient.norm() for gradient in exact.values())
     for key, gradient in exact.items():
         # Some gradients are zero but for rounding: a bias before a batch norm.
-        allowed = 10 * (plain[key] - gradient).norm() + 1e-5 * gradient.norm() + 1e-6 * largest
+        allowed = 10 * (plain[key] - gradient).norm() + 2e-2 * gradient.norm() + 1e-6 * largest
         assert (compiled[key] - gradient).norm() <= allowed, key
 
 
