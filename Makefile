@@ -20,8 +20,8 @@ lint: $(DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# An hour and more on two cores: every kind of network through the compiler's own kernels and through every export, and a server over tens
-# of thousands of requests, good and damaged.
+# An hour and more on two cores: every kind of network through the compiler's own kernels and through every export, and a
+# server over tens of thousands of requests, good and damaged.
 soak: $(DEV)
 	$(BIN)/python -m pytest tests/soak
 

@@ -15,22 +15,24 @@ from tests.models.test_protocol import SMALLEST, images, lively, small
 
 @pytest.mark.parametrize("name", SMALLEST)
 def test_compiled_training_step(name: str) -> None:
-    """Near the gradients in float64, as the plain step is: a deep network without residuals magnifies rounding.
+    """As near to the gradients in float64 as the plain step, whose inputs change by no more than rounding does.
 
-    A kernel that is wrong is wrong by its whole size; one activation that rounding moves over the corner of a ReLU6
-    changes a gradient by half a hundredth.
+    Deep networks magnify rounding, and where it moves one activation over the corner of a ReLU6 the gradient jumps: by
+    half a hundredth in MobileNetV2, whose compiled step is exact to 1e-13 in float64.
     """
     torch.manual_seed(0)
     model, x, labels = without_chance(lively(small(name))).train(), images(name, 4), torch.tensor([0, 1, 2, 3])
     exact = gradients(copy.deepcopy(model).double(), x.double(), labels)
-    plain = gradients(copy.deepcopy(model), x, labels)
+    rounded = [x, *(x * (1 + 2e-7 * torch.randn_like(x)) for _ in range(8))]
+    plain = [gradients(copy.deepcopy(model), inputs, labels) for inputs in rounded]
     torch.compiler.reset()
     compiled = gradients(model, x, labels, compiled=True)
-    assert plain.keys() == compiled.keys() == exact.keys()
+    assert plain[0].keys() == compiled.keys() == exact.keys()
     largest = max(gradient.norm() for gradient in exact.values())
     for key, gradient in exact.items():
         # Some gradients are zero but for rounding: a bias before a batch norm.
-        allowed = 10 * (plain[key] - gradient).norm() + 2e-2 * gradient.norm() + 1e-6 * largest
+        rounding = max((one[key] - gradient).norm() for one in plain)
+        allowed = 3 * rounding + 1e-5 * gradient.norm() + 1e-6 * largest
         assert (compiled[key] - gradient).norm() <= allowed, key
 
 
