@@ -43,7 +43,7 @@ CELLS, FOUR, WHOLE, PART, FIVE = (
     "Fashion-MNIST, 10 x 600",
     "Fashion-MNIST, 5 x 400",
 )
-SMALL = "--image-size 24 --start-size 16 --crop-scale 0.9 --batch-size 512 --lr 0.02 --epochs 5 --val-fraction 0.05"
+SMALL = "--image-size 24 --start-size 20 --crop-scale 0.9 --batch-size 512 --lr 0.02 --epochs 5 --val-fraction 0.05"
 PACKAGED = "--model tf_efficientnet_lite0 --pretrained true"
 
 
