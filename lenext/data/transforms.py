@@ -114,10 +114,10 @@ def eval_transform(preprocess: Preprocess) -> Callable[..., Tensor]:
 def train_transform(preprocess: Preprocess, augmentation: Augmentation) -> Transform:
     """uint8 pixels (H, W, 3) -> uint8 tensor (3, S, S), altered as the augmentation says."""
     fill = [round(255 * value) for value in preprocess.mean]
-    interpolation = InterpolationMode(preprocess.interpolation)
     steps: list[torch.nn.Module] = []
     if augmentation.policy != "none":
-        steps.append(POLICIES[augmentation.policy](interpolation=interpolation, fill=fill))
+        # Shears and turns of tensors know no bicubic interpolation, whatever resizing uses.
+        steps.append(POLICIES[augmentation.policy](interpolation=InterpolationMode.BILINEAR, fill=fill))
     if augmentation.color_jitter:
         strength = augmentation.color_jitter
         steps.append(v2.ColorJitter(brightness=strength, contrast=strength, saturation=strength))

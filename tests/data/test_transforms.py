@@ -156,6 +156,12 @@ def test_policies_depend_on_the_given_generator_alone_and_leave_the_global_one(a
     assert all(x.dtype == torch.uint8 for x in first)
 
 
+@pytest.mark.parametrize("policy", ["randaugment", "trivialaugment", "autoaugment", "augmix"])
+def test_policies_work_for_networks_whose_pictures_are_resized_bicubically(policy):
+    transform = train_transform(Preprocess(image_size=48, interpolation="bicubic"), Augmentation(policy=policy))
+    assert all(apply(transform, photograph(), seed).shape == (3, 48, 48) for seed in range(20))
+
+
 def test_erased_rectangles_and_empty_corners_take_the_mean_colour():
     preprocess = Preprocess(image_size=64, mean=(0.2, 0.4, 0.6))
     image = np.zeros((64, 64, 3), np.uint8)
