@@ -62,7 +62,7 @@ RUNS = (
     Run("finetune", CELLS, f"{PACKAGED} --epochs 8"),
     Run("fit", CELLS, f"{PACKAGED} --epochs 4"),
     Run("scratch-small", WHOLE, SMALL),
-    Run("scratch-vit", PART, "--epochs 30"),
+    Run("scratch-vit", PART, "--epochs 10"),
     Run("imagenet", PART, "--image-size 32 --epochs 6 --batch-size 256 --repeats 1"),
     Run("convnext-tiny-binary", CELLS, "--image-size 96 --epochs 3"),
     Run("convnext-base-binary", CELLS, "--image-size 64 --epochs 1"),

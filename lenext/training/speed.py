@@ -96,8 +96,14 @@ def fastest_arithmetic(
         results.append((dataclasses.replace(candidate, images_per_second=len(x) / seconds), figures))
         log.debug("%s: %.1f images/s, loss %.5g, gradient %.5g", candidate, len(x) / seconds, *figures)
     reference = results[-1][1]
-    agreed = [speed for speed, figures in results if precision != "auto" or _agree(figures, reference)]
-    best = max(agreed or [results[-1][0]], key=lambda speed: speed.images_per_second)
+    best = results[-1][0]
+    for speed, figures in sorted(results, key=lambda result: result[0].images_per_second, reverse=True):
+        if precision != "auto" or _agree(figures, reference) or (
+            _close(figures[0], reference[0], LOSS_TOLERANCE)
+            and _within_noise(model, x, loss_of, speed, results[-1][0])
+        ):  # fmt: skip
+            best = speed
+            break
     if compile is False or (compile is None and not _may_pay(model, x, remaining(best.images_per_second))):
         return best
     compiled = dataclasses.replace(best, compile=True)
@@ -131,24 +137,63 @@ def _timed(
 
     fastest: seconds of a step of the best candidate so far; one that is hopeless beside it gets no second look.
     """
-    layout = torch.channels_last if speed.channels_last else torch.contiguous_format
-    model.to(memory_format=layout)
-    inputs = x.contiguous(memory_format=layout) if x.ndim == 4 else x
+    inputs = _laid_out(model, x, speed)
     seconds: list[float] = []
     while len(seconds) <= steps and (
         not seconds or min(seconds) <= min(SLOW_STEP, HOPELESS * fastest) or (speed.compile and len(seconds) < 2)
     ):
         start = time.perf_counter()
-        torch.manual_seed(0)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=speed.bfloat16):
-            loss = loss_of(model(inputs))
-        loss.backward()
+        loss = _step(model, inputs, loss_of, speed)
         if x.device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
         norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
         model.zero_grad(set_to_none=True)
     return (loss.item(), norm.item()), min(seconds[1:] or seconds), seconds[0]
+
+
+def _laid_out(model: nn.Module, x: Tensor, speed: Speed) -> Tensor:
+    """The batch in a candidate's memory format, and the model, in place, as well."""
+    layout = torch.channels_last if speed.channels_last else torch.contiguous_format
+    model.to(memory_format=layout)
+    return x.contiguous(memory_format=layout) if x.ndim == 4 else x
+
+
+def _step(model: nn.Module, inputs: Tensor, loss_of: Callable[[Tensor], Tensor], speed: Speed) -> Tensor:
+    """The loss; gradients are left with the parameters. The same draws every time."""
+    torch.manual_seed(0)
+    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=speed.bfloat16):
+        loss = loss_of(model(inputs))
+    loss.backward()
+    return loss
+
+
+def _within_noise(
+    model: nn.Module, x: Tensor, loss_of: Callable[[Tensor], Tensor], speed: Speed, reference: Speed
+) -> bool:
+    """Whether a candidate moves the gradient of a batch no farther than leaving out half of its pictures does.
+
+    Some networks amplify any rounding, so that float32 is itself far from the exact gradient: a pretrained
+    EfficientNet on grey pictures, whose batch norms have nearly constant channels, is one. A gradient that depends on
+    the pictures drawn is worth no less for an error below that of the draw.
+    """
+
+    def gradient(x: Tensor, speed: Speed) -> list[Tensor]:
+        _step(model, _laid_out(model, x, speed), loss_of, speed)
+        found = [p.grad for p in model.parameters() if p.grad is not None]
+        model.zero_grad(set_to_none=True)
+        return found
+
+    def distance(found: list[Tensor]) -> float:
+        return nn.utils.get_total_norm([a - b for a, b in zip(found, exact, strict=True)]).item()
+
+    if len(x) < 4:  # batch norm cannot train on a half of one picture
+        return False
+    exact = gradient(x, reference)
+    noise = distance(gradient(x[: len(x) // 2], reference))
+    moved = distance(gradient(x, speed))
+    log.debug("%s: the gradient is %.3g from float32's, half of the pictures %.3g", speed, moved, noise)
+    return moved <= noise
 
 
 def bytes_for_backward(model: nn.Module, x: Tensor, loss_of: Callable[[Tensor], Tensor]) -> int:
@@ -174,10 +219,11 @@ def bytes_for_backward(model: nn.Module, x: Tensor, loss_of: Callable[[Tensor], 
 
 def _agree(figures: tuple[float, float], reference: tuple[float, float]) -> bool:
     """Whether loss and gradient are those of the reference, within what rounding may do. Not a number never agrees."""
-    return all(
-        abs(figure - other) <= tolerance * max(abs(other), 1e-6)
-        for figure, other, tolerance in zip(figures, reference, (LOSS_TOLERANCE, GRADIENT_TOLERANCE))
-    )
+    return all(map(_close, figures, reference, (LOSS_TOLERANCE, GRADIENT_TOLERANCE)))
+
+
+def _close(figure: float, other: float, tolerance: float) -> bool:
+    return abs(figure - other) <= tolerance * max(abs(other), 1e-6)
 
 
 def _may_pay(model: nn.Module, x: Tensor, seconds: float) -> bool:

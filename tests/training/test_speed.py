@@ -131,6 +131,28 @@ def test_what_disagrees_with_float32_is_refused_unless_asked_for():
     assert not fastest_arithmetic(Coarse(), X, loss_of).bfloat16
 
 
+class Overshooting(nn.Module):
+    """Its gradient, different for every picture, is so many times as long in bfloat16. Slow in float32, to tempt."""
+
+    def __init__(self, times):
+        super().__init__()
+        self.times = times
+        self.weight = nn.Parameter(torch.zeros(2, 3 * 32 * 32))
+
+    def forward(self, x):
+        if torch.is_autocast_enabled("cpu"):
+            return F.linear(self.times * x.flatten(1), self.weight)
+        clock.sleep(0.1)
+        return F.linear(x.flatten(1), self.weight)
+
+
+def test_a_gradient_may_move_in_bfloat16_as_far_as_half_of_the_pictures_move_it_and_no_farther():
+    # Pictures of noise: those of each half have gradients of their own, whose mean is as long as half their difference.
+    assert fastest_arithmetic(Overshooting(1.6), X, loss_of).bfloat16
+    assert not fastest_arithmetic(Overshooting(2.4), X, loss_of).bfloat16
+    assert not fastest_arithmetic(Overshooting(1.6), X[:3], loss_of).bfloat16  # too few to tell
+
+
 def test_compiling_is_tried_only_where_it_can_pay(monkeypatch):
     model, tried = Paced(lambda *how: 0.05), []
 
