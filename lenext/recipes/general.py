@@ -13,7 +13,7 @@ def auto() -> dict[str, Any]:
 
     With pretrained weights on the machine: five minutes on two cores. Without them: plain training, as `fit`. What was
     chosen, and why, is said and kept in choices.json. On the solar cells of `lenext demo`, with EfficientNet-Lite0 and
-    `--time-budget 165`: 85.1 % of 656 test pictures after 130 s.
+    `--time-budget 165`: 86.3 % of 656 test pictures after 133 s on cores that compute bfloat16, where seven epochs fit.
     """
     return {"label_smoothing": 0.1, "warmup_epochs": 0.4, "select": "val_loss"}
 
@@ -21,7 +21,9 @@ def auto() -> dict[str, Any]:
 def fit() -> dict[str, Any]:
     """`lenext train DATA --recipe fit`: plain training of the whole network with augmentation, pretrained or not.
 
-    As many epochs as the time budget allows, five minutes unless `--time-budget` or `--epochs` says otherwise.
+    As many epochs as the time budget allows, five minutes unless `--time-budget` or `--epochs` says otherwise. On the
+    solar cells of `lenext demo`, with `--model tf_efficientnet_lite0 --pretrained true --epochs 4`: 86.0 % of 656 test
+    pictures after 225 s, on cores that compute bfloat16.
     """
     return {}
 
@@ -58,10 +60,11 @@ def finetune() -> dict[str, Any]:
 def scratch_small() -> dict[str, Any]:
     """`lenext train DATA --recipe scratch-small`: a convolutional network from random weights on small pictures.
 
-    For 28 to 64 pixels. ResNet-18 with a 3 x 3 stem that keeps the resolution, Muon (Jordan et al. 2024), which needs
-    a fraction of SGD's epochs, label smoothing, and answers averaged over the mirror image. On Fashion-MNIST, in one
-    run: 94.3 % of the test pictures in 33 minutes, with `--image-size 24 --start-size 20 --crop-scale 0.9 --batch-size
-    512 --lr 0.02 --epochs 5 --val-fraction 0.05`. At 24 instead of 28 pixels an epoch takes two thirds of the time.
+    For 28 to 64 pixels. ResNet-18 with a 3 x 3 stem that keeps the resolution, Muon (Jordan et al. 2024), which needs a
+    fraction of SGD's epochs, label smoothing, and answers averaged over the mirror image. On Fashion-MNIST, in one run
+    on cores that compute bfloat16: 94.1 % of the test pictures in 27 minutes, with `--image-size 24 --start-size 20
+    --crop-scale 0.9 --batch-size 512 --lr 0.02 --epochs 5 --val-fraction 0.05`. At 24 instead of 28 pixels an epoch
+    takes two thirds of the time.
     """
     return {
         "model": "resnet18",
@@ -113,6 +116,8 @@ def imagenet() -> dict[str, Any]:
     Wightman, Touvron, Jegou 2021, "ResNet strikes back", https://arxiv.org/abs/2110.00476: LAMB at 5e-3 and batches of
     2,048, sigmoids with binary cross-entropy on mixed targets, mixup 0.1 and CutMix 1.0, RandAugment, repeated
     augmentation, stochastic depth 0.05, 300 epochs, 79.8 % at 224 as published. Meant for several GPUs: days on one.
+    That it learns: `--image-size 32 --epochs 6 --batch-size 256 --repeats 1` on 600 pictures of each class of
+    Fashion-MNIST, 72.0 % of 1,500 test pictures after 15 minutes.
     """
     return {
         "model": "resnet50",

@@ -14,7 +14,9 @@ def convnext_tiny_binary() -> dict[str, Any]:
 
     ConvNeXt-Tiny with one sigmoid output on 512 x 512 pictures of two classes: Adam at 5e-5, held for one epoch and
     then times 0.95 an epoch, 20 epochs of batch 16, the best model by validation loss, stop after two epochs without
-    improvement. 20 % of the pictures are held out. About 1 picture a second on two cores: meant for a GPU.
+    improvement. 20 % of the pictures are held out. About 1 picture a second on two cores: meant for a GPU. From
+    random weights on the solar cells of `lenext demo`, with `--image-size 96 --epochs 3`: 78.7 % of 656 test pictures
+    after 195 s.
     """
     return {
         "model": "convnext_tiny",
@@ -38,7 +40,8 @@ def convnext_tiny_binary() -> dict[str, Any]:
 def convnext_base_binary() -> dict[str, Any]:
     """`lenext train manifest.json --recipe convnext-base-binary --pretrained true`
 
-    The same with ConvNeXt-Base: Adam at 5e-6, batches of 8, 12.5 % held out.
+    The same with ConvNeXt-Base: Adam at 5e-6, batches of 8, 12.5 % held out. From random weights on the solar cells,
+    with `--image-size 64 --epochs 1`: 75.0 % of 656 test pictures after 173 s.
     """
     return convnext_tiny_binary() | {
         "model": "convnext_base",
@@ -53,7 +56,9 @@ def resnext50_birds() -> dict[str, Any]:
 
     ResNeXt-50 32x4d from random weights on a folder of four kinds of birds, 224 x 224: batch-norm epsilon 1.001e-5,
     a stem with bias, batches of 8, Adam, 10 epochs, 20 % held out with seed 123. The published code builds Adam at
-    1e-4 but trains at the default 1e-3, and so does this recipe; `--lr 1e-4` is the mended one.
+    1e-4 but trains at the default 1e-3, and so does this recipe; `--lr 1e-4` is the mended one. On the solar
+    cells of `lenext demo` in four classes, with `--image-size 96 --epochs 4`: 66.1 % of 519 validation pictures after
+    49 minutes.
     """
     return {
         "model": "resnext50_32x4d",

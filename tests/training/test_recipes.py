@@ -95,6 +95,24 @@ def test_from_scratch_small_pictures_get_a_small_stem_and_are_learned(ten, tmp_p
     assert max(row["val_accuracy"] for row in rows) > 0.3  # a tenth is chance
 
 
+@pytest.mark.parametrize(
+    ("recipe", "changed"),
+    [
+        ("scratch-small", {}),
+        ("scratch-vit", {}),
+        ("imagenet", {"model": "resnet18"}),
+        ("finetune", {"model": "tf_efficientnet_lite0"}),
+        ("vit-finetune", {"model": "vit_tiny_patch16_224", "pretrained": False}),
+    ],
+)
+def test_every_setting_of_a_recipe_trains(ten, tmp_path, recipe, changed):
+    settings = {"data": str(ten), "recipe": recipe, "image_size": 32, "batch_size": 64, "epochs": 1, "speed": "off"}
+    run = begin.train(begin.configure({**settings, **changed}), tmp_path / "run")
+    [row] = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert np.isfinite([row["train_loss"], row["val_loss"]]).all()
+    assert lenext.load(run).predict(ten / "草莓/0.png").label in lenext.load(run).classes
+
+
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory):
     """A JSON manifest of 0/1 labels."""
