@@ -8,7 +8,7 @@ made smaller than the recipe says stands in the command. Recipes for pretrained 
 installs; those whose weights are not to be had run from random ones, which shows that they work and nothing more.
 
 Finished runs stay in benchmarks/results/recipes.json and are not made again unless asked; recipes.md is made from it.
-Run it on a quiet machine: two hours and a half of two cores.
+Run it on a quiet machine: two hours and more of two cores.
 """
 
 from __future__ import annotations

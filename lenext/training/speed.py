@@ -95,15 +95,15 @@ def fastest_arithmetic(
         fastest = min(fastest, seconds)
         results.append((dataclasses.replace(candidate, images_per_second=len(x) / seconds), figures))
         log.debug("%s: %.1f images/s, loss %.5g, gradient %.5g", candidate, len(x) / seconds, *figures)
-    reference = results[-1][1]
-    best = results[-1][0]
-    for speed, figures in sorted(results, key=lambda result: result[0].images_per_second, reverse=True):
-        if precision != "auto" or _agree(figures, reference) or (
-            _close(figures[0], reference[0], LOSS_TOLERANCE)
-            and _within_noise(model, x, loss_of, speed, results[-1][0])
-        ):  # fmt: skip
-            best = speed
-            break
+    exact, reference = results[-1]
+    results.sort(key=lambda result: result[0].images_per_second, reverse=True)
+    best = next((speed for speed, figures in results if precision != "auto" or _agree(figures, reference)), exact)
+    faster = [
+        speed
+        for speed, (loss, _) in results
+        if speed.images_per_second > best.images_per_second and _close(loss, reference[0], LOSS_TOLERANCE)
+    ]
+    best = _first_within_noise(model, x, loss_of, faster, exact) or best
     if compile is False or (compile is None and not _may_pay(model, x, remaining(best.images_per_second))):
         return best
     compiled = dataclasses.replace(best, compile=True)
@@ -168,10 +168,10 @@ def _step(model: nn.Module, inputs: Tensor, loss_of: Callable[[Tensor], Tensor],
     return loss
 
 
-def _within_noise(
-    model: nn.Module, x: Tensor, loss_of: Callable[[Tensor], Tensor], speed: Speed, reference: Speed
-) -> bool:
-    """Whether a candidate moves the gradient of a batch no farther than leaving out half of its pictures does.
+def _first_within_noise(
+    model: nn.Module, x: Tensor, loss_of: Callable[[Tensor], Tensor], candidates: Sequence[Speed], reference: Speed
+) -> Speed | None:
+    """The first candidate that moves the gradient of a batch no farther than leaving out half of its pictures does.
 
     Some networks amplify any rounding, so that float32 is itself far from the exact gradient: a pretrained
     EfficientNet on grey pictures, whose batch norms have nearly constant channels, is one. A gradient that depends on
@@ -187,13 +187,16 @@ def _within_noise(
     def distance(found: list[Tensor]) -> float:
         return nn.utils.get_total_norm([a - b for a, b in zip(found, exact, strict=True)]).item()
 
-    if len(x) < 4:  # batch norm cannot train on a half of one picture
-        return False
+    if not candidates or len(x) < 4:  # batch norm cannot train on a half of one picture
+        return None
     exact = gradient(x, reference)
     noise = distance(gradient(x[: len(x) // 2], reference))
-    moved = distance(gradient(x, speed))
-    log.debug("%s: the gradient is %.3g from float32's, half of the pictures %.3g", speed, moved, noise)
-    return moved <= noise
+    for speed in candidates:
+        moved = distance(gradient(x, speed))
+        log.debug("%s: the gradient is %.3g from float32's, half of the pictures %.3g", speed, moved, noise)
+        if moved <= noise:
+            return speed
+    return None
 
 
 def bytes_for_backward(model: nn.Module, x: Tensor, loss_of: Callable[[Tensor], Tensor]) -> int:
