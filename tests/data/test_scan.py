@@ -16,8 +16,9 @@ from sklearn.datasets import load_digits
 from lenext.data import scan as scanning
 from lenext.data import sources
 from lenext.data.decode import UnreadableImage
+from lenext.data.duplicates import MAX_BITS, WINDOW, near_pairs
 from lenext.data.samples import Files, Names, Samples, Store
-from lenext.data.scan import MAX_BITS, WINDOW, near_pairs, scan
+from lenext.data.scan import scan
 from tests.pictures import crop, make_folder, photograph
 
 
