@@ -34,6 +34,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from lenext import runs
+from lenext.data import packs
 from lenext.data.decode import UnreadableImage, decode, read_bytes
 from lenext.data.region import as_regions
 from lenext.data.samples import Samples
@@ -44,10 +45,7 @@ log = logging.getLogger("lenext")
 # Part of the key: raise it when the decoder or the format of a pack changes.
 VERSION = 1
 LIMIT_BYTES = 20 * 10**9
-# Left free on the disk for everything else: so much, or a tenth of a small disk.
-RESERVE_BYTES = 2 * 10**9
 UNREADABLE, PIXELS, ENCODED = range(3)
-_LOCK, _DATA, _INDEX = "lock", "pixels", "index.npz"
 # Pictures by which the size of a pack is estimated.
 _PROBES = 256
 
@@ -116,7 +114,7 @@ class _Mapped(PackedImages):
         weakref.finalize(self, os.close, lock)
         size = int(index.offsets[-1])
         # Read-only: a private writable mapping would count against the system's memory limit.
-        self.data = np.asarray(np.memmap(folder / _DATA, np.uint8, "r")) if size else np.empty(0, np.uint8)
+        self.data = np.asarray(np.memmap(folder / packs.DATA, np.uint8, "r")) if size else np.empty(0, np.uint8)
 
     def __getitem__(self, index: int) -> np.ndarray:
         start, end = self.index.offsets[index : index + 2].tolist()
@@ -182,10 +180,10 @@ def _open_or_build(
     folder = runs.cache_folder("packed") / _key(samples, short_side, digests)
     while True:
         if packed := _open(folder, short_side):
-            os.utime(folder / _INDEX)  # the time of last use
+            os.utime(folder / packs.INDEX)  # the time of last use
             progress(len(samples))
             return packed
-        lock = _lock(folder, fcntl.LOCK_EX)
+        lock = packs.hold(folder, fcntl.LOCK_EX)
         try:
             if _read_index(folder) is None:
                 _build(folder, samples, short_side, limit_bytes, progress)
@@ -200,7 +198,7 @@ def _open(folder: Path, short_side: int) -> _Mapped | None:
     """The pack, held so that nobody removes it; None where there is no whole one."""
     if not folder.exists():
         return None
-    lock = _lock(folder, fcntl.LOCK_SH)
+    lock = packs.hold(folder, fcntl.LOCK_SH)
     index = _read_index(folder)
     if index is None:
         os.close(lock)
@@ -244,7 +242,7 @@ def _build(folder: Path, samples: Samples, short_side: int, limit_bytes: int, pr
     """Write the pack. Raises OSError if there is no room for it."""
     sizes = _estimate(samples, short_side)
     for kind, size in zip((PIXELS, ENCODED), sizes):
-        room = _make_room(folder, size, limit_bytes)
+        room = packs.make_room(folder, size, limit_bytes)
         if size <= room:
             try:
                 _write(folder, samples, short_side, kind, room, progress)
@@ -274,7 +272,7 @@ def _write(folder: Path, samples: Samples, short_side: int, kind: int, room: int
             return content.read_bytes() if isinstance(content, Path) else bytes(content)
         return _shrink(image, short_side)
 
-    with open(folder / _DATA, "wb") as file:
+    with open(folder / packs.DATA, "wb") as file:
         for i, item in enumerate(_in_order(load, n)):
             offsets[i + 1] = offsets[i]
             if isinstance(item, str):
@@ -297,16 +295,16 @@ def _write(folder: Path, samples: Samples, short_side: int, kind: int, room: int
             unreadable = np.array(list(reasons), dtype=np.int64)
             np.savez(file, offsets=offsets, shapes=shapes, kinds=kinds, unreadable=unreadable, why=why)
 
-    runs.write_atomically(folder / _INDEX, write_index)
+    runs.write_atomically(folder / packs.INDEX, write_index)
 
 
 def _read_index(folder: Path) -> _Index | None:
     """The index of a whole pack. The zip format's own checksums find a damaged one, its sizes a cut data file."""
     try:
-        with np.load(folder / _INDEX, allow_pickle=False) as file:
+        with np.load(folder / packs.INDEX, allow_pickle=False) as file:
             reasons = dict(zip(file["unreadable"].tolist(), file["why"].tolist()))
             index = _Index(file["offsets"], file["shapes"], file["kinds"], reasons)
-        whole = (folder / _DATA).stat().st_size == index.offsets[-1]
+        whole = (folder / packs.DATA).stat().st_size == index.offsets[-1]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
     return index if whole else None
@@ -371,96 +369,3 @@ def _in_order(function: Callable[[int], T], n: int) -> Iterator[T]:
                 yield result
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-# ------------------------------------------------------------------------------------------------ room and locks
-
-
-def _make_room(folder: Path, need: int, limit_bytes: int) -> int:
-    """Bytes that a pack in `folder` may take, after the packs used least recently made way as far as `need` asks.
-
-    Nothing is removed if that would not be enough. Leftovers of builders that died go in any case.
-    """
-    packs = []
-    for other in folder.parent.iterdir():
-        if other == folder:
-            continue
-        if (other / _INDEX).exists():
-            packs.append(((other / _INDEX).stat().st_mtime, (other / _DATA).stat().st_size, other))
-        else:
-            _remove_unused(other)
-    packs.sort()
-    disk = shutil.disk_usage(folder)
-    free = disk.free - min(RESERVE_BYTES, disk.total // 10)
-    taken = sum(size for _, size, _ in packs)
-    removable = sum(size for _, size, other in packs if _is_unused(other))
-    if need > min(limit_bytes - taken, free) + removable:
-        return min(limit_bytes - taken, free) + removable
-    for _, size, other in packs:
-        if need <= min(limit_bytes - taken, free):
-            break
-        if _remove_unused(other):
-            log.info("removed packed pictures that were not used for the longest time (%.1f GB)", size / 1e9)
-            taken, free = taken - size, free + size
-    return min(limit_bytes - taken, free)
-
-
-def _remove_unused(folder: Path) -> bool:
-    lock = _try_lock(folder)
-    if lock is None:
-        return False
-    (folder / _INDEX).unlink(missing_ok=True)  # first: a kill half way leaves no pack
-    shutil.rmtree(folder, ignore_errors=True)
-    os.close(lock)
-    return True
-
-
-def _is_unused(folder: Path) -> bool:
-    lock = _try_lock(folder)
-    if lock is not None:
-        os.close(lock)
-    return lock is not None
-
-
-def _lock(folder: Path, how: int) -> int:
-    """A descriptor that holds the folder's lock, shared or alone, until it is closed."""
-    told = False
-    while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(lock, how | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if not told:
-                log.info("another process is packing the same pictures: waiting for it")
-                told = True
-            fcntl.flock(lock, how)
-        except BaseException:
-            os.close(lock)
-            raise
-        if _is_named(lock, folder):
-            return lock
-        os.close(lock)  # the folder was removed in between: what is held is the lock of a folder that is gone
-
-
-def _try_lock(folder: Path) -> int | None:
-    """The lock of a folder that exists, held alone, or None if somebody holds it."""
-    try:
-        lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if _is_named(lock, folder):
-            return lock
-    except OSError:
-        pass
-    os.close(lock)
-    return None
-
-
-def _is_named(lock: int, folder: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(lock), os.stat(folder / _LOCK))
-    except FileNotFoundError:
-        return False

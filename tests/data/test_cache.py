@@ -17,6 +17,7 @@ from PIL import Image
 
 from lenext import runs
 from lenext.data import cache
+from lenext.data import packs as sharing
 from lenext.data.cache import pack
 from lenext.data.decode import UnreadableImage
 from lenext.data.samples import Files, Names, Samples
@@ -362,8 +363,8 @@ def test_without_a_place_pictures_are_decoded_on_demand(root, home, caplog, monk
     samples = samples_of(root)
     without_cache(samples, caplog, limit_bytes=1000)
     with monkeypatch.context() as patch:
-        usage = cache.shutil.disk_usage(root)
-        patch.setattr(cache.shutil, "disk_usage", lambda _: usage._replace(free=cache.RESERVE_BYTES + 10_000))
+        usage = sharing.shutil.disk_usage(root)
+        patch.setattr(sharing.shutil, "disk_usage", lambda _: usage._replace(free=sharing.RESERVE_BYTES + 10_000))
         without_cache(samples, caplog)
     for path in (home / "lenext/packed", home / "lenext"):
         for left in path.iterdir():
