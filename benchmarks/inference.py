@@ -39,7 +39,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from training import MEAN, RESULTS, STD, last_words, machine, read_rows, version
+from training import MEAN, RESULTS, STD, described, last_words, machine, read_rows, version
 
 # The peers' interpreters run this file as well: nothing outside the standard library is imported up here.
 
@@ -506,7 +506,7 @@ def report(rows: list[dict[str, Any]]) -> str:
     lines = [
         "# Inference beside its peers",
         "",
-        f"On {here['cores']} cores of {here['processor']}, {here['memory_gib']} GiB, torch {here['torch']}{threads}. "
+        f"On {described(here)}, {here['memory_gib']} GiB, torch {here['torch']}{threads}. "
         "Made by `python benchmarks/inference.py`.",
     ]
     speeds = {

@@ -28,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from training import machine
+from training import described, machine
 
 from lenext import runs
 from lenext.demo import photographs, write_manifest
@@ -155,7 +155,10 @@ def table(rows: list[dict]) -> str:
         "# Recipes, each run to its end",
         "",
         "Made by `benchmarks/recipes.py`.",
-        *(f"Machine {names[text]}: {described(json.loads(text))}." for text in machines),
+        *(
+            f"Machine {names[text]}: {described(row)}, {row['memory_gib']} GiB, torch {row['torch']}."
+            for text, row in ((text, json.loads(text)) for text in machines)
+        ),
         "",
         "Seconds are those of the whole command, evaluation and report included; one run each, accuracy of the best",
         "epoch by validation with a 95 % interval. Without `test` in the third column the accuracy is that of the",
@@ -172,14 +175,6 @@ def table(rows: list[dict]) -> str:
             f"{row['accuracy']:.2%} ({low:.1%} to {high:.1%}) |"
         )
     return "\n".join([*lines, ""])
-
-
-def described(machine: dict) -> str:
-    bfloat16 = "with" if machine["bfloat16"] else "without"
-    return (
-        f"{machine['cores']} cores of {machine['processor']}, {bfloat16} instructions for bfloat16, "
-        f"{machine['memory_gib']} GiB, torch {machine['torch']}"
-    )
 
 
 if __name__ == "__main__":

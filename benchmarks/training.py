@@ -65,10 +65,11 @@ CURVE = Path("run/metrics.jsonl")  # where every side writes {"epoch", "val_accu
 LEVELS = (0.90, 0.92, 0.93, 0.94)
 
 
-def native_bfloat16() -> bool:
-    """Whether the processor multiplies in bfloat16; where that is not known, it does not."""
+def native_bfloat16() -> str:
+    """What the processor multiplies bfloat16 with: its matrix unit, its vector unit, or nothing that is known of."""
     found = Path("/proc/cpuinfo")
-    return found.exists() and not {"avx512_bf16", "amx_bf16"}.isdisjoint(found.read_text().split())
+    flags = set(found.read_text().split()) if found.exists() else set()
+    return "AMX" if "amx_bf16" in flags else "AVX-512" if "avx512_bf16" in flags else ""
 
 
 # What an expert would choose on this processor.
@@ -618,6 +619,12 @@ def machine() -> dict[str, Any]:
     return {key: found[key] for key in ("processor", "cores", "memory_gib", "torch", "python")} | own
 
 
+def described(machine: dict[str, Any]) -> str:
+    """Its cores and what they have for bfloat16, in words."""
+    unit = f"bfloat16 in {machine['bfloat16']}" if machine["bfloat16"] else "no instructions for bfloat16"
+    return f"{machine['cores']} cores of {machine['processor']}, {unit}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peers", type=Path, default=Path("peers"), help="folder of the peers' environments")
@@ -712,10 +719,9 @@ def report(rows: list[dict[str, Any]]) -> str:
 def report_of(machine: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
     """What one machine has measured."""
     threads = "" if machine["threads"] == "all" else f", OMP_NUM_THREADS={machine['threads']}"
-    bfloat16 = "with" if machine["bfloat16"] else "without"
     lines = [
         "",
-        f"## On {machine['cores']} cores of {machine['processor']}, {bfloat16} instructions for bfloat16",
+        f"## On {described(machine)}",
         "",
         f"{machine['memory_gib']} GiB, torch {machine['torch']}{threads}.",
     ]
