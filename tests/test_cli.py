@@ -320,7 +320,11 @@ def test_evaluate_json_is_counted_from_the_predictions(run, shapes, capsys):
     assert (status, answer["n"], answer["accuracy"]) == (0, len(test), right / len(test))
     assert answer["accuracy_interval"][0] <= answer["accuracy"] <= answer["accuracy_interval"][1]
     assert set(answer["per_class"]) == {"三角", "圆"}
-    assert json.loads((run / "evaluation.json").read_text())["test"] == answer
+    # Each evaluation takes the backend that was the fastest then: sums over probabilities differ by rounding.
+    before = json.loads((run / "evaluation.json").read_text())["test"]
+    summed = {key: before.pop(key) for key in ("nll", "brier", "ece")}
+    assert {key: answer.pop(key) for key in summed} == pytest.approx(summed, rel=1e-5)
+    assert answer == before
     answer = json.loads(lenext_command("evaluate", run, "--split", "val", "--format", "json", capsys=capsys)[1])
     assert answer["n"] == len(table) - len(test)
     status, _, err = lenext_command("evaluate", run, "--split", "tset", capsys=capsys)
