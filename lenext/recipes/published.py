@@ -82,7 +82,9 @@ def alexnet_flowers() -> dict[str, Any]:
     """`lenext train flowers/ --recipe alexnet-flowers`
 
     AlexNet at the paper's widths from random weights on `train/` and `val/` folders of five kinds of flowers, 224 x
-    224, mean and deviation 0.5: batches of 64, Adam at 2e-4, 70 epochs, the best model by validation accuracy.
+    224, mean and deviation 0.5: batches of 64, Adam at 2e-4, 70 epochs, the best model by validation accuracy. That it
+    learns: `--epochs 8` on 400 pictures of each of five classes of Fashion-MNIST, 85.2 % of 500 test pictures after two
+    and a half minutes on two cores with AMX.
     """
     return {
         "model": "alexnet",
@@ -105,7 +107,9 @@ def vit_finetune() -> dict[str, Any]:
     The pretrained ViT-Base/16 with a new head on a folder of one's own, 224 x 224: AdamW at 5e-5 with layers that learn
     the more slowly the nearer they are to the picture, 10 epochs of batch 32 with a warm-up and a cosine. Published
     was the replacement of a head of 1,300 everyday classes by one of 14 flowers, without its settings: these are the
-    usual ones. About 2 pictures a second on two cores: meant for a GPU.
+    usual ones. Seven pictures a second on two cores with AMX, two without: meant for a GPU. That it learns, without the
+    pretrained weights: `--pretrained false --epochs 1 --lr 5e-4` on 400 pictures of each of five classes of
+    Fashion-MNIST, 41 % of 500 test pictures, where chance is 20 %, after five and a half minutes.
     """
     return {
         "model": "vit_base_patch16_224",
