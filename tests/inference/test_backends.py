@@ -159,6 +159,26 @@ def test_a_machine_that_is_busy_at_first_does_not_decide(made, network, pictures
     assert name == "openvino-float32"
 
 
+def test_what_the_other_leaves_running_does_not_decide(made, network, pictures, monkeypatch) -> None:
+    """ONNX Runtime's threads wait busily after their last run: whoever comes next begins slowly."""
+    make, ran = choose.make_backend, [""]
+
+    def make_disturbed(name: str, *rest: Any) -> Callable:
+        run = make(name, *rest)
+
+        def work(x: Tensor) -> Tensor:
+            if name == "openvino-float32" and ran != [name]:
+                time.sleep(1.5)
+            ran[:] = [name]
+            return run(x)
+
+        return work
+
+    monkeypatch.setattr(choose, "make_backend", make_disturbed)
+    name, _ = choose.fastest_backend(network, PREPROCESS, pictures, 1000, tolerance=1e-3, candidates=tuple(made))
+    assert name == "openvino-float32"
+
+
 def test_other_weights_are_measured_anew(made, network, pictures) -> None:
     candidates = tuple(made)
     choose.fastest_backend(network, PREPROCESS, pictures, 1000, candidates=candidates)
