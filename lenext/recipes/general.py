@@ -88,7 +88,9 @@ def scratch_vit() -> dict[str, Any]:
 
     DeiT's recipe (Touvron et al. 2021) at the size of small data: a tiny network of patches of an eighth of the side,
     AdamW, long warm-up, mixup and CutMix, RandAugment, erasing, stochastic depth and a moving average. Transformers
-    know nothing of pictures beforehand: expect them behind a convolutional network until there are many pictures.
+    know nothing of pictures beforehand: expect them behind a convolutional network until there are many pictures. That
+    it learns, slowly: `--epochs 10` on 600 pictures of each class of Fashion-MNIST, 37.3 % of 1,500 test pictures after
+    eight minutes on two cores with AMX.
     """
     return {
         "model": "vit_tiny_patch16_224",
