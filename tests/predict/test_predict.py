@@ -99,7 +99,9 @@ def test_python_takes_any_mix_in_a_list_as_the_command_does(net, run, shapes, tm
     assert [row.image for row in rows] == [*names, missing, "", "", "", url]
     assert rows[41].error == "the file does not exist"
     for row in (rows[30], *rows[42:]):
-        assert row.top == rows[3].top
+        # Of batches of other sizes, whose sums are rounded in another order.
+        assert row.label == rows[3].label
+        assert dict(row.top) == pytest.approx(dict(rows[3].top), abs=1e-6)
     refused = classifier.predict(url)
     assert refused.label is None
     assert "allow_urls=True" in str(refused.error)
