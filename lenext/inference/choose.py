@@ -114,8 +114,8 @@ def remembered_backend(
 def _is_faster(one: tuple[str, Backend], other: tuple[str, Backend], sample: Tensor) -> bool:
     """Whether the first of two, which run in turn: what else the machine does, now or later, falls on both alike.
 
-    The first run of a turn is not counted: some libraries' threads wait busily for more after their last one, and would
-    take a quarter of the other's speed.
+    The first run of a turn is not counted: ONNX Runtime's threads wait busily for more after their last one, which took
+    a quarter of OpenVINO's speed with MobileNetV3.
     """
     seconds: dict[str, float] = {}
     for name, backend in (one, other) * ROUNDS:
