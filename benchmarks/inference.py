@@ -502,12 +502,10 @@ def report(rows: list[dict[str, Any]]) -> str:
     here = rows[-1]["machine"]
     rows = [row for row in rows if row["machine"] == here]
     good = [row for row in rows if "failed" not in row]
-    threads = "" if here["threads"] == "all" else f", OMP_NUM_THREADS={here['threads']}"
     lines = [
         "# Inference beside its peers",
         "",
-        f"On {described(here)}, {here['memory_gib']} GiB, torch {here['torch']}{threads}. "
-        "Made by `python benchmarks/inference.py`.",
+        f"On {described(here)}. Made by `python benchmarks/inference.py`.",
     ]
     speeds = {
         model: {

@@ -155,10 +155,7 @@ def table(rows: list[dict]) -> str:
         "# Recipes, each run to its end",
         "",
         "Made by `benchmarks/recipes.py`.",
-        *(
-            f"Machine {names[text]}: {described(row)}, {row['memory_gib']} GiB, torch {row['torch']}."
-            for text, row in ((text, json.loads(text)) for text in machines)
-        ),
+        *(f"Machine {names[text]}: {described(json.loads(text))}." for text in machines),
         "",
         "Seconds are those of the whole command, evaluation and report included; one run each, accuracy of the best",
         "epoch by validation with a 95 % interval. Without `test` in the third column the accuracy is that of the",

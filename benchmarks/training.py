@@ -620,9 +620,13 @@ def machine() -> dict[str, Any]:
 
 
 def described(machine: dict[str, Any]) -> str:
-    """Its cores and what they have for bfloat16, in words."""
+    """A machine in words."""
     unit = f"bfloat16 in {machine['bfloat16']}" if machine["bfloat16"] else "no instructions for bfloat16"
-    return f"{machine['cores']} cores of {machine['processor']}, {unit}"
+    threads = "" if machine["threads"] == "all" else f", OMP_NUM_THREADS={machine['threads']}"
+    return (
+        f"{machine['cores']} cores of {machine['processor']}, {unit}, {machine['memory_gib']} GiB, "
+        f"torch {machine['torch']}{threads}"
+    )
 
 
 def main() -> None:
@@ -718,13 +722,7 @@ def report(rows: list[dict[str, Any]]) -> str:
 
 def report_of(machine: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
     """What one machine has measured."""
-    threads = "" if machine["threads"] == "all" else f", OMP_NUM_THREADS={machine['threads']}"
-    lines = [
-        "",
-        f"## On {described(machine)}",
-        "",
-        f"{machine['memory_gib']} GiB, torch {machine['torch']}{threads}.",
-    ]
+    lines = ["", f"## On {described(machine)}"]
     for model in MODELS:
         of = {name: found for name in SPEED if (found := of_side(rows, "speed", name, model))}
         if not of:
