@@ -320,7 +320,8 @@ def test_evaluate_json_is_counted_from_the_predictions(run, shapes, capsys):
     assert (status, answer["n"], answer["accuracy"]) == (0, len(test), right / len(test))
     assert answer["accuracy_interval"][0] <= answer["accuracy"] <= answer["accuracy_interval"][1]
     assert set(answer["per_class"]) == {"三角", "圆"}
-    # Each evaluation takes the backend that was the fastest then: sums over probabilities differ by rounding.
+    # A run evaluates validation and test pictures in batches with one another, the command the test pictures alone:
+    # outputs, and what is summed over probabilities, are rounded otherwise.
     before = json.loads((run / "evaluation.json").read_text())["test"]
     summed = {key: before.pop(key) for key in ("nll", "brier", "ece")}
     assert {key: answer.pop(key) for key in summed} == pytest.approx(summed, rel=1e-5)
