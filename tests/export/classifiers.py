@@ -36,7 +36,8 @@ def as_classifier(
     x = torch.stack([eval_transform(preprocess)(decode(data)) for data in some_files().values()])
     run = torch_backend(model.eval(), preprocess)
     for name_of_head in head_names(model):
-        model.get_parameter(f"{name_of_head}.bias").data -= run(x).mean(0)
+        if isinstance(bias := model.get_submodule(name_of_head).bias, nn.Parameter):
+            bias.data -= run(x).mean(0)
     logits = run(x)
     return Classifier(
         model=model,

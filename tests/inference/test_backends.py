@@ -19,7 +19,7 @@ from lenext.inference.backends import NAMES, PLAIN, make_backend, torch_backend
 from lenext.models import create_model
 from lenext.preprocess import Preprocess
 from tests.data import corpus
-from tests.models.test_protocol import lively
+from tests.models.test_protocol import SMALLEST, lively, small
 
 PREPROCESS = Preprocess(image_size=32)
 # Share of the outputs' norm by which an arithmetic may differ on a small network.
@@ -60,6 +60,25 @@ def test_every_backend_answers_like_pytorch(name: str, network: nn.Module, pictu
     if package is not None:
         pytest.importorskip(package, reason=f"{name} needs {package}")
     require_agreement(name, network, pictures)
+
+
+@pytest.mark.parametrize(
+    ("backend", "name"),
+    [
+        ("onnxruntime-int8", "mobilenetv1_100"),  # depthwise convolutions
+        ("openvino-int8", "poolformer_s12"),  # normalises like a transformer, has no attention
+        ("openvino-int8", "swin_tiny_patch4_window7_224"),  # attention that loses by evened activations
+    ],
+)
+def test_int8_tells_pictures_apart(backend: str, name: str) -> None:
+    pytest.importorskip("nncf", reason="int8 needs nncf")
+    pytest.importorskip(str(NAMES[backend]), reason=f"{backend} needs {NAMES[backend]}")
+    torch.manual_seed(0)
+    model, preprocess = lively(small(name)).eval(), Preprocess(image_size=SMALLEST[name][0])
+    whole = decode(corpus.encoded(corpus.picture(200, 150), "PNG"))
+    x = torch.stack([eval_transform(preprocess)(whole[i : i + 64, 2 * i : 2 * i + 64]) for i in range(0, 64, 8)])
+    outputs, exact = make_backend(backend, model, preprocess, x)(x), torch_backend(model, preprocess)(x)
+    assert difference(outputs - exact.mean(0), exact - exact.mean(0)) < 0.2
 
 
 def require_agreement(name: str, network: nn.Module, pictures: Tensor) -> None:
