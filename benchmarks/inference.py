@@ -499,14 +499,16 @@ def main() -> None:
 def report(rows: list[dict[str, Any]]) -> str:
     if not rows:
         raise SystemExit("nothing has been measured yet")
-    here = rows[-1]["machine"]
-    rows = [row for row in rows if row["machine"] == here]
+    lines = ["# Inference beside its peers", "", "Made by `python benchmarks/inference.py`."]
+    for here in [json.loads(text) for text in dict.fromkeys(json.dumps(row["machine"]) for row in rows[::-1])]:
+        lines += report_of(here, [row for row in rows if row["machine"] == here])
+    return "\n".join([*lines, ""])
+
+
+def report_of(here: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
+    """What one machine has measured."""
     good = [row for row in rows if "failed" not in row]
-    lines = [
-        "# Inference beside its peers",
-        "",
-        f"On {described(here)}. Made by `python benchmarks/inference.py`.",
-    ]
+    lines = ["", f"## On {described(here)}"]
     speeds = {
         model: {
             name: [row for row in good if (row["kind"], row["side"], row.get("model")) == ("speed", name, model)]
@@ -529,8 +531,8 @@ def report(rows: list[dict[str, Any]]) -> str:
         if "failed" in row and (row["side"], row.get("model"), row.get("seed")) not in done
     }
     if failures:
-        lines += ["", "## Left out", "", *(f"- {name}: {reason}" for name, reason in failures.items())]
-    return "\n".join([*lines, ""])
+        lines += ["", "### Left out", "", *(f"- {name}: {reason}" for name, reason in failures.items())]
+    return lines
 
 
 def median(rows: list[dict[str, Any]], key: str = "images_per_second") -> float:
@@ -541,7 +543,7 @@ def targets(speeds: dict[str, dict[str, list[dict[str, Any]]]]) -> list[str]:
     """Against the best default, and against the best backend that agrees."""
     lines = [
         "",
-        "## Beside the best default",
+        "### Beside the best default",
         "",
         "Pictures a second, medians. The best default is the fastest of timm, the Hugging Face pipeline, Ultralytics "
         "and the loop by hand in float32.",
@@ -561,7 +563,7 @@ def targets(speeds: dict[str, dict[str, list[dict[str, Any]]]]) -> list[str]:
         lines.append(f"| {' | '.join([*cells, f'{speed[tuned]:.0f}' if tuned in speed else ''])} |")
     lines += [
         "",
-        "## The choice",
+        "### The choice",
         "",
         "What was chosen beside the fastest of all backends whose outputs are within the tolerance of float32: the "
         "share of its speed that the chosen backend has, each measured by name.",
@@ -584,7 +586,7 @@ def targets(speeds: dict[str, dict[str, list[dict[str, Any]]]]) -> list[str]:
 def speed_table(model: str, sides: dict[str, list[dict[str, Any]]]) -> list[str]:
     lines = [
         "",
-        f"## {model}",
+        f"### {model}",
         "",
         f"From JPEG files to labels after the first {SKIPPED} pictures; medians of alternating rounds, each a process "
         "of its own. Start: from the command to the end of those first pictures. Difference: of the outputs from "
@@ -614,7 +616,7 @@ def accuracy_table(rows: list[dict[str, Any]]) -> list[str]:
         return []
     lines = [
         "",
-        "## Accuracy by backend",
+        "### Accuracy by backend",
         "",
         f"EfficientNet-Lite0 on the test photographs of solar cells, {len(seeds)} random splits, "
         f"{sum(len(right[plain, seed]) for seed in seeds)} answers. The loss against float32 in points, with its 95 % "
