@@ -275,8 +275,8 @@ def quantise(converted: Any, calibration: Tensor, *, transformer: bool = False) 
             )
 
     def attempt(alphas: Any) -> Any:
-        # Layer after layer on what the quantised ones before it give: half the error, in 2.5 times the seconds. The
-        # library cannot cut every ONNX network into such pieces.
+        # Layer after layer on what the quantised ones before it give: less than half the error. The library
+        # cannot cut every ONNX network into such pieces.
         try:
             return quantised(alphas)
         except Exception:
