@@ -231,7 +231,8 @@ def quantise(converted: Any, calibration: Tensor, *, transformer: bool = False) 
     """An OpenVINO or ONNX network with weights and activations of 8 bits, by nncf's static quantisation.
 
     calibration: uint8 (N, 3, S, S), by whose activations the scales are set; a few hundred pictures.
-    transformer: whether the network has the single large activations of attention, which are then evened out.
+    transformer: whether the network has the single large activations of attention, which are then evened out if that
+    brings the outputs nearer to the network's own.
 
     The first layers keep their precision: every later layer works on their errors, and on EfficientNet-Lite0 they cause
     more than half of what the outputs move by.
@@ -275,10 +276,12 @@ def quantise(converted: Any, calibration: Tensor, *, transformer: bool = False) 
             )
 
     def attempt(alphas: Any) -> Any:
-        # Layer after layer on what the quantised ones before it give: less than half the error. The library
-        # cannot cut every ONNX network into such pieces.
+        # Layer after layer on what the quantised ones before it give: less than half the error. The library cannot cut
+        # every ONNX network into such pieces.
         try:
             return quantised(alphas)
+        except MemoryError:
+            raise
         except Exception:
             if not onnx:
                 raise

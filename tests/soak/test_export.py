@@ -25,8 +25,8 @@ def small_classifier(name: str, views: int = 2) -> Classifier:
     return as_classifier(lively(small(name)), name, Preprocess(image_size=SMALLEST[name][0]), views=views)
 
 
-def squares(preprocess: Preprocess, pictures: Sequence[np.ndarray]) -> torch.Tensor:
-    return torch.stack([eval_transform(preprocess)(x) for x in pictures])
+def squares(one: Classifier, pictures: Sequence[np.ndarray]) -> torch.Tensor:
+    return torch.stack([eval_transform(one.preprocess)(x) for x in pictures])
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -34,7 +34,7 @@ def squares(preprocess: Preprocess, pictures: Sequence[np.ndarray]) -> torch.Ten
 def test_every_kind_of_network(name: str, form: str, tmp_path: Path) -> None:
     one = small_classifier(name)
     pictures = [decode(data, shrink_to=one.preprocess.resize) for data in some_files().values()]
-    expected = one.probabilities(squares(one.preprocess, pictures), torch_backend(one.model, one.preprocess))
+    expected = one.probabilities(squares(one, pictures), torch_backend(one.model, one.preprocess))
     command.write(one, form, tmp_path, None)
     artefact = FORMATS[form].load(tmp_path)
     # A network of 33 pixels and random weights feels the last bit of a single pixel, which may round the other way.
@@ -47,7 +47,7 @@ def test_every_kind_of_network(name: str, form: str, tmp_path: Path) -> None:
 def test_every_kind_of_network_in_eight_bits(name: str, form: str, tmp_path: Path) -> None:
     one = small_classifier(name)
     pictures = [decode(data) for data in some_files().values()]
-    x = squares(one.preprocess, pictures)
+    x = squares(one, pictures)
     expected = one.probabilities(x, torch_backend(one.model, one.preprocess))
     command.write(one, form, tmp_path, x)
     artefact = FORMATS[form].load(tmp_path)
