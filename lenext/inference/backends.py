@@ -6,13 +6,14 @@ A backend is a function from uint8 pictures (B, 3, S, S) to float32 outputs (B, 
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import importlib.util
 import io
 import math
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from lenext.data.transforms import normalise
+from lenext.inference.memory import in_parts
 from lenext.preprocess import Preprocess
 
 Backend = Callable[[Tensor], Tensor]
@@ -31,6 +33,10 @@ PRECISE_LAYERS = 6  # of an int8 network, from the picture on; of a small one a 
 LAYERS = {"Conv", "Convolution", "GroupConvolution", "Gemm", "MatMul"}  # as ONNX and OpenVINO name them
 # Every name, with the package that it needs beside PyTorch.
 NAMES: dict[str, str | None] = {
+    "cuda-float32": None,
+    "cuda-tf32": None,
+    "cuda-float16": None,
+    "cuda-bfloat16": None,
     PLAIN: None,
     "pytorch-bfloat16": None,
     "compiled-float32": None,
@@ -68,10 +74,10 @@ def make_backend(name: str, model: nn.Module, preprocess: Preprocess, calibratio
     """
     require(name)  # before anything takes time
     library, _, arithmetic = name.partition("-")
-    if library == "pytorch":
-        return torch_backend(model, preprocess, bfloat16=arithmetic == "bfloat16")
-    if library == "compiled":
-        return torch_backend(model, preprocess, bfloat16=arithmetic == "bfloat16", compiled=True)
+    if library in ("pytorch", "compiled"):
+        return torch_backend(model, preprocess, arithmetic, compiled=library == "compiled")
+    if library == "cuda":
+        return torch_backend(copy.deepcopy(model).cuda(), preprocess, arithmetic)
     if arithmetic == "int8" and calibration is None:
         raise ValueError(f"the backend {name} needs pictures to set its scales by: those that its training had")
     convert, run = {"openvino": (to_openvino, run_openvino), "onnxruntime": (to_onnx, run_onnx)}[library]
@@ -92,6 +98,8 @@ def require(name: str) -> None:
     """ValueError for a name that there is not, or that this machine lacks a package for."""
     if name not in NAMES:
         raise ValueError(f"there is no backend {name!r}; there are auto, {', '.join(NAMES)}")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"the backend {name} needs a GPU, and PyTorch sees none; leave --backend out")
     package = NAMES[name]
     if package is not None and importlib.util.find_spec(package) is None:
         extra = "fast" if package == "openvino" else "export"
@@ -102,20 +110,35 @@ def require(name: str) -> None:
 
 
 def torch_backend(
-    model: nn.Module, preprocess: Preprocess, *, bfloat16: bool = False, compiled: bool = False
+    model: nn.Module, preprocess: Preprocess, arithmetic: str = "float32", *, compiled: bool = False
 ) -> Backend:
-    """PyTorch where the model's weights are, channels-last, float32 or bfloat16 autocast; eager or compiled."""
+    """PyTorch where the model's weights are, channels-last; eager or compiled.
+
+    arithmetic: float32; bfloat16 or float16 by autocast; tf32, float32 of which a GPU multiplies ten bits of mantissa.
+    """
     device = next(model.parameters()).device
     model = model.eval().to(memory_format=torch.channels_last)
     network: Any = torch.compile(model, dynamic=True) if compiled else model
+    low = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(arithmetic)
 
     @torch.inference_mode()
     def run(x: Tensor) -> Tensor:
         inputs = normalise(x.to(device), preprocess).to(memory_format=torch.channels_last)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+        with _tf32(arithmetic == "tf32"), torch.autocast(device.type, low, enabled=low is not None):
             return network(inputs).float().cpu()
 
-    return run
+    return in_parts(run)
+
+
+@contextlib.contextmanager
+def _tf32(allowed: bool) -> Iterator[None]:
+    """Whether a GPU may leave out thirteen bits of float32's mantissa; PyTorch's default is yes for convolutions."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 # ---------------------------------------------------------------------------------------------------- OpenVINO

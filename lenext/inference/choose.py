@@ -29,8 +29,10 @@ WORTH_MEASURING = 200
 # many networks stay below a hundredth in bfloat16, those with narrow linear bottlenecks (MobileNet's) do not.
 SAME = 1e-3
 CLOSE = 1e-2
-# Tried in this order. Compiling with PyTorch takes minutes and int8 needs pictures: both only by name.
-CANDIDATES = ("openvino-float32", "openvino-bfloat16", "onnxruntime-float32", PLAIN, "pytorch-bfloat16")
+# Tried in this order, those of the processor only where there is no GPU. Compiling with PyTorch takes minutes and int8
+# needs pictures: both only by name.
+FEW = ("cuda-float32", "cuda-tf32", "cuda-float16", "cuda-bfloat16", "openvino-float32", "openvino-bfloat16")
+CANDIDATES = (*FEW, "onnxruntime-float32", PLAIN, "pytorch-bfloat16")
 ROUNDS = 3
 TINY = torch.finfo(torch.float32).tiny  # outputs may be as small as they like: untrained networks' are
 
@@ -43,7 +45,7 @@ def fastest_backend(
     *,
     tolerance: float = CLOSE,
     only: str | None = None,
-    candidates: Sequence[str] = CANDIDATES[:2],
+    candidates: Sequence[str] = FEW,
     calibration: Callable[[], Tensor] | None = None,
 ) -> tuple[str, Backend]:
     """(name, backend) of the fastest backend whose outputs agree with float32 PyTorch.
@@ -68,19 +70,16 @@ def fastest_backend(
         return known
     few = sample[:4]
     reference = plain(few)
-    found = [name for name in candidates if NAMES[name] is None or importlib.util.find_spec(NAMES[name] or "")]
-    if not any(name.startswith("openvino") for name in found):
-        found += [name for name in (PLAIN, "pytorch-bfloat16") if name not in found]
-    if not processor_has_bfloat16():
-        found = [name for name in found if name != "pytorch-bfloat16"]
+    found = _usable(candidates)
     best: tuple[str, Backend] | None = None
     for name in found:
         try:
             backend = plain if name == PLAIN else make_backend(name, model, preprocess)
-        except ValueError as error:  # a network that cannot be converted still runs in PyTorch
+            outputs = backend(few)
+        except (ValueError, torch.OutOfMemoryError) as error:  # what cannot be converted still runs in PyTorch
             log.debug("%s", error)
             continue
-        difference = float((backend(few) - reference).norm() / reference.norm().clamp_min(TINY))
+        difference = float((outputs - reference).norm() / reference.norm().clamp_min(TINY))
         log.debug("%s: difference %.1e", name, difference)
         if difference <= tolerance and (best is None or _is_faster((name, backend), best, sample)):
             best = name, backend
@@ -109,6 +108,17 @@ def remembered_backend(
     except ValueError as error:  # the package that it needs has gone
         log.debug("%s", error)
         return None
+
+
+def _usable(candidates: Sequence[str]) -> list[str]:
+    """Those of the candidates that are worth trying on this machine, with what can stand in for them."""
+    if torch.cuda.is_available() and (found := [name for name in candidates if name.startswith("cuda")]):
+        return found
+    names = [name for name in candidates if not name.startswith("cuda")]
+    found = [name for name in names if NAMES[name] is None or importlib.util.find_spec(NAMES[name] or "")]
+    if not any(name.startswith("openvino") for name in found):
+        found += [name for name in (PLAIN, "pytorch-bfloat16") if name not in found]
+    return [name for name in found if name != "pytorch-bfloat16" or processor_has_bfloat16()]
 
 
 def _is_faster(one: tuple[str, Backend], other: tuple[str, Backend], sample: Tensor) -> bool:
@@ -142,6 +152,7 @@ def _key(
         "torch": torch.__version__,
         "processor": runs.processor_name(),
         "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "packages": sorted(name for name in set(NAMES.values()) - {None} if importlib.util.find_spec(str(name))),
         "network": weights.hexdigest(),
         "preprocess": preprocess.to_dict(),

@@ -104,13 +104,6 @@ def peak_memory(device: Any) -> int:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on a GPU or on the CPU, where torch says so only in words."""
-    import torch
-
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
 def memory() -> tuple[int, int]:
     """(available, total) bytes: the machine's, or the control group's where that one has less available."""
     import psutil

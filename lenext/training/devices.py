@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lenext import terminal
-from lenext.training.allocator import is_out_of_memory
+from lenext.inference.memory import is_out_of_memory
 
 log = logging.getLogger("lenext")
 Answer = TypeVar("Answer")

@@ -17,10 +17,11 @@ from lenext.classifier import as_logits
 from lenext.config import TrainConfig
 from lenext.data.loader import derive_seed, epoch_order
 from lenext.evaluation.calibration import fit_temperature
+from lenext.inference.memory import in_parts
 from lenext.models.pooled import CombinedNetwork, combine
 from lenext.models.weights import head_names
 from lenext.training.quick import ANSWER_VIEWS, Extractor
-from lenext.training.task import Layout, Task, in_parts
+from lenext.training.task import Layout, Task
 
 
 class Upper(nn.Module):

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from lenext import runs
 from lenext.config import TrainConfig
 from lenext.data.loader import default_workers
+from lenext.inference.memory import is_out_of_memory
 from lenext.training import allocator, devices, prepare
-from lenext.training.allocator import is_out_of_memory
 from lenext.training.distillation import Goal
 from lenext.training.speed import (
     Speed,

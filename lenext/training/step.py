@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lenext.data.loader import derive_seed
-from lenext.training.allocator import is_out_of_memory
+from lenext.inference.memory import is_out_of_memory
 from lenext.training.checkpoint import BACK_OFF, Progress
 from lenext.training.distillation import Goal
 from lenext.training.objective import correct

@@ -19,8 +19,8 @@ from lenext.config import TrainConfig
 from lenext.data.loader import Batches, Pictures
 from lenext.data.samples import Samples
 from lenext.data.transforms import PRESETS, Augmentation, eval_transform, normalise, train_transform
+from lenext.inference.memory import in_parts
 from lenext.training import devices
-from lenext.training.allocator import is_out_of_memory
 
 # Of the run: until when the input grows from start_size to image_size, and in which steps, pixels.
 GROWING, GRAIN = 2 / 3, 4
@@ -155,26 +155,6 @@ def micro_batch_of(config: TrainConfig, world_size: int) -> int:
     assert config.batch_size is not None
     share = math.ceil(config.batch_size / world_size)
     return min(config.micro_batch or share, share)
-
-
-def in_parts(network: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """The same function of a batch, but where the memory ends each half goes by itself, and so on to single pictures.
-
-    Of a network that answers: the outputs of a picture do not depend on the others.
-    """
-
-    def answer(x: Tensor) -> Tensor:
-        try:
-            return network(x)
-        except RuntimeError as error:
-            if not is_out_of_memory(error) or len(x) == 1:
-                raise
-        if x.is_cuda:
-            torch.cuda.empty_cache()
-        half = len(x) // 2
-        return torch.cat([answer(x[:half]), answer(x[half:])])
-
-    return answer
 
 
 def augmentation(config: TrainConfig) -> Augmentation:

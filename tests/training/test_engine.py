@@ -14,6 +14,7 @@ from torch import nn
 
 import lenext
 from lenext import cli, runs
+from lenext.inference.memory import in_parts
 from lenext.models import lenet
 from lenext.training import begin, devices, loop, task
 from tests.pictures import make_folder
@@ -205,10 +206,10 @@ def test_an_answer_that_does_not_fit_the_memory_is_made_in_parts():
         return network(x)
 
     x = torch.randn(11, 5)
-    torch.testing.assert_close(task.in_parts(small)(x), network(x))
+    torch.testing.assert_close(in_parts(small)(x), network(x))
     assert max(asked[1:]) < 11
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        task.in_parts(network)(torch.randn(4, 6))
+        in_parts(network)(torch.randn(4, 6))
 
 
 def test_validation_asks_for_twice_what_trains_at_once(folder, tmp_path, quick_end, monkeypatch):
