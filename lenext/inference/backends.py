@@ -33,12 +33,12 @@ PRECISE_LAYERS = 6  # of an int8 network, from the picture on; of a small one a 
 LAYERS = {"Conv", "Convolution", "GroupConvolution", "Gemm", "MatMul"}  # as ONNX and OpenVINO name them
 # Every name, with the package that it needs beside PyTorch.
 NAMES: dict[str, str | None] = {
+    PLAIN: None,
+    "pytorch-bfloat16": None,
     "cuda-float32": None,
     "cuda-tf32": None,
     "cuda-float16": None,
     "cuda-bfloat16": None,
-    PLAIN: None,
-    "pytorch-bfloat16": None,
     "compiled-float32": None,
     "compiled-bfloat16": None,
     "openvino-float32": "openvino",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -75,13 +76,12 @@ def test_a_step_that_does_not_fit_is_made_in_parts(little_memory, exact: None) -
     x, labels = torch.randn(1024, 3, 32, 32).cuda(), torch.arange(1024).cuda() % 4
 
     def step(micro_batch: int) -> tuple[Step, list[torch.Tensor]]:
-        settings = {"bfloat16": False, "clip_norm": 0.0, "sam": 0.0, "several": False}
-        made = Step(
-            fabric, module, model, optimizer, make_objective("cross_entropy", 4), micro_batch=micro_batch, **settings
-        )
+        goal = make_objective("cross_entropy", 4)
+        settings: dict[str, Any] = {"bfloat16": False, "clip_norm": 0.0, "sam": 0.0, "several": False}
+        made = Step(fabric, module, model, optimizer, goal, micro_batch=micro_batch, **settings)
         outcome = made.compute(x, labels, labels, torch.ones(1024).cuda(), seed=1)
         assert (outcome.seen, outcome.finite) == (1024, True)
-        found = [p.grad.clone() for p in model.parameters()]
+        found = [p.grad.clone() for p in model.parameters() if p.grad is not None]
         made.optimizer.zero_grad(set_to_none=True)
         return made, found
 
@@ -111,7 +111,8 @@ def test_the_fastest_backend_is_one_of_the_gpu_and_agrees(tmp_path, monkeypatch)
     assert name.startswith("cuda")
     assert difference(run(pictures), torch_backend(model, PREPROCESS)(pictures)) < 2e-3
     known = choose.remembered_backend(model, PREPROCESS, pictures, tolerance=1e-3, candidates=choose.FEW)
-    assert known is not None and known[0] == name
+    assert known is not None
+    assert known[0] == name
     assert next(model.parameters()).device.type == "cpu"
 
 
