@@ -103,7 +103,11 @@ def summarise(model: nn.Module, image_size: int, in_channels: int = 3) -> str:
 
     columns = ("output_size", "num_params", "mult_adds")
     shape = (1, in_channels, image_size, image_size)
-    return str(summary(model, shape, depth=4, col_names=columns, row_settings=("var_names",), verbose=0, mode="eval"))
+    device = next(model.parameters()).device  # left to itself, torchinfo takes the network to a GPU
+    counted = summary(
+        model, shape, depth=4, col_names=columns, row_settings=("var_names",), verbose=0, mode="eval", device=device
+    )
+    return str(counted)
 
 
 def _sizes_note(name: str) -> str:

@@ -97,7 +97,7 @@ def fit(
         if config.recipe == "probe":
             return _measure(run, samples)
     goal = goals.goal_of(config, classifier, train_set).to(fabric.device)
-    plain = goals.plain_goal(config, classifier)
+    plain = goals.plain_goal(config, classifier).to(fabric.device)
     if not saved:
         config = settle.settle(
             config, task, whole_network, targets["train"], goal, fabric, started=started, evaluation=evaluation,

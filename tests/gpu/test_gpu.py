@@ -19,6 +19,7 @@ from lenext import cli, runs
 from lenext.inference import choose
 from lenext.inference.backends import NAMES, make_backend, torch_backend
 from lenext.models import create_model
+from lenext.models.catalogue import summarise
 from lenext.preprocess import Preprocess
 from lenext.training.objective import make_objective
 from lenext.training.step import Step
@@ -49,7 +50,8 @@ def test_gradients_are_those_of_the_processor(name: str, exact: None) -> None:
     largest = max(gradient.norm() for gradient in reference.values())
     for key, gradient in reference.items():
         rounding = max((one[key] - gradient).norm() for one in plain)
-        allowed = 3 * rounding + 1e-5 * gradient.norm() + 1e-6 * largest
+        # 1e-4, since kernels by Fourier transform and Winograd's tricks round more than a plain sum.
+        allowed = 3 * rounding + 1e-4 * gradient.norm() + 1e-6 * largest
         assert (ours[key] - gradient).norm() <= allowed, key
 
 
@@ -76,7 +78,7 @@ def test_a_step_that_does_not_fit_is_made_in_parts(little_memory, exact: None) -
     x, labels = torch.randn(1024, 3, 32, 32).cuda(), torch.arange(1024).cuda() % 4
 
     def step(micro_batch: int) -> tuple[Step, list[torch.Tensor]]:
-        goal = make_objective("cross_entropy", 4)
+        goal = make_objective("cross_entropy", 4).cuda()
         settings: dict[str, Any] = {"bfloat16": False, "clip_norm": 0.0, "sam": 0.0, "several": False}
         made = Step(fabric, module, model, optimizer, goal, micro_batch=micro_batch, **settings)
         outcome = made.compute(x, labels, labels, torch.ones(1024).cuda(), seed=1)
@@ -129,8 +131,16 @@ def test_predict_on_the_gpu(name: str, run: Path, shapes: Path, capsys) -> None:
         assert abs(one["probability"] - other["probability"]) < (0.02 if name.endswith("16") else 2e-3)
 
 
-def test_the_run_says_which_gpu(run: Path) -> None:
+def test_the_run_says_which_gpu_and_what_it_held(run: Path) -> None:
     assert torch.cuda.get_device_name() in (run / "environment.json").read_text()
+    weights = sum(p.numel() * 4 for p in lenext.load(run).model.parameters())
+    assert all(row["peak_memory_mib"] > weights / 2**20 for row in runs.read_metrics(run))
+
+
+def test_to_summarise_a_network_leaves_it_where_it_is() -> None:
+    model = small_network()
+    summarise(model, 32)
+    assert next(model.parameters()).device.type == "cpu"
 
 
 def test_heat_maps_and_classes_after_training_there(run: Path, shapes: Path) -> None:
