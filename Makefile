@@ -5,7 +5,7 @@ BIN := .venv/bin
 DEMO := .venv/.demo-installed
 DEV := .venv/.dev-installed
 
-.PHONY: setup demo test lint fuzz soak bench clean
+.PHONY: setup demo test lint fuzz soak gpu bench clean
 setup: $(DEMO)
 
 demo: $(DEMO)
@@ -24,6 +24,10 @@ lint: $(DEV)
 # server over tens of thousands of requests, good and damaged.
 soak: $(DEV)
 	$(BIN)/python -m pytest tests/soak
+
+# On a machine with a GPU: what only that can show, and the training on it.
+gpu: $(DEV)
+	LENEXT_TEST_GPU=1 $(BIN)/python -m pytest tests/gpu tests/training tests/inference tests/predict tests/evaluation
 
 # Twenty thousand damaged files through the decoder, a few minutes.
 fuzz: $(DEV)

@@ -8,6 +8,10 @@ import pytest
 
 from tests.pictures import make_folder
 
+# The tests are about the processor, and say the same on every machine; `make gpu` runs what a GPU can run on one.
+if "LENEXT_TEST_GPU" not in os.environ:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 # What a run leaves in the user's cache goes to a folder of the tests; one that is set from outside stays.
 CACHE = None
 if "LENEXT_TEST_CACHE" not in os.environ:

@@ -140,6 +140,7 @@ class Batches:
     batch comes so many times, each time altered anew, and an epoch has as many pictures as ever.
     sampling: shuffled: every picture once; balanced: every class of `labels` (N,) equally often; weighted: in
     proportion to `weights` (N,).
+    pinned: whether batches lie in memory that a GPU reads by itself.
     """
 
     def __init__(
@@ -156,6 +157,7 @@ class Batches:
         sampling: Sampling = "shuffled",
         labels: np.ndarray | None = None,
         weights: np.ndarray | None = None,
+        pinned: bool = False,
     ) -> None:
         if batch_size % repeats:
             raise ValueError(
@@ -176,7 +178,7 @@ class Batches:
             num_workers=workers,
             prefetch_factor=AHEAD if workers else None,
             collate_fn=_as_it_is,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=pinned,
             worker_init_fn=_start_worker,
             persistent_workers=workers > 0,
             generator=torch.Generator(),  # the global one is the training's

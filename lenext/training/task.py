@@ -126,8 +126,9 @@ def image_task(
 
     def source(name: str, transform: Any, batch_size: int, **options: Any) -> Batches:
         return Batches(
-            _Rows(pictures, rows[name]), transform, batch_size=batch_size, rank=rank, world_size=world_size, **options
-        )
+            _Rows(pictures, rows[name]), transform, batch_size=batch_size, rank=rank, world_size=world_size,
+            pinned=devices.device_of(config.accelerator).type == "cuda", **options,
+        )  # fmt: skip
 
     return Task(
         module=classifier.model,

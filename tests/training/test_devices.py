@@ -29,6 +29,7 @@ from tests.pictures import make_folder
 SETTINGS = [
     "--model", "lenet5", "--batch-size", "8", "--epochs", "3", "--augment", "light", "--precision", "float32",
     "--channels-last", "true", "--optimizer", "sgd", "--lr", "0.05", "--workers", "0", "--speed", "off",
+    "--accelerator", "auto" if torch.cuda.device_count() > 1 else "cpu",
 ]  # fmt: skip
 
 
@@ -78,7 +79,7 @@ def test_a_network_in_parts_learns_what_a_whole_one_does(data, tmp_path):
 
 
 def test_bad_data_is_said_once_by_the_first_process(tmp_path):
-    program = [sys.executable, "-m", "lenext.cli", "train", str(tmp_path / "nowhere"), "--devices", "2"]
+    program = [sys.executable, "-m", "lenext.cli", "train", str(tmp_path / "nowhere"), *SETTINGS, "--devices", "2"]
     result = subprocess.run(program, capture_output=True, text=True, env=one_thread())
     assert result.returncode == 2
     assert result.stderr.count("nowhere") == 1

@@ -320,6 +320,7 @@ def test_a_teacher_is_found_from_any_folder(data, small, tmp_path, monkeypatch, 
     assert runs.read_config(run)["teacher"] == str(small)
 
 
+@pytest.mark.skipif(torch.cuda.device_count() == 1, reason="two processes need two GPUs")
 def test_a_two_step_run_goes_on_in_one_process_and_says_so(data, small, tmp_path, monkeypatch, quick_end):
     run, left = tmp_path / "run", tmp_path / "left"
     copied_at(2, run, left, monkeypatch)
@@ -333,6 +334,7 @@ def test_a_two_step_run_goes_on_in_one_process_and_says_so(data, small, tmp_path
     assert command("train", "--resume", left, "--devices", "1").wait() == 0
 
 
+@pytest.mark.skipif(torch.cuda.device_count() == 1, reason="two processes need two GPUs")
 def test_a_run_of_two_processes_goes_on_in_one(data, small, tmp_path):
     run = tmp_path / "run"
     settings = ["--model", "lenet5", "--batch-size", "8", "--speed", "off", "--workers", "0", "--track", "none"]
