@@ -70,14 +70,17 @@ def make_backend(name: str, model: nn.Module, preprocess: Preprocess, calibratio
     """The backend of a name. The model stays as it is.
 
     calibration: uint8 (N, 3, S, S), pictures of the kind to come, by which an int8 backend sets its scales.
-    Raises ValueError for an unknown name, a missing package, or a network that the library cannot take.
+    Raises ValueError for an unknown name, a missing package or GPU, or a network that the library cannot take.
     """
     require(name)  # before anything takes time
     library, _, arithmetic = name.partition("-")
     if library in ("pytorch", "compiled"):
         return torch_backend(model, preprocess, arithmetic, compiled=library == "compiled")
     if library == "cuda":
-        return torch_backend(copy.deepcopy(model).cuda(), preprocess, arithmetic)
+        try:
+            return torch_backend(copy.deepcopy(model).cuda(), preprocess, arithmetic)
+        except torch.OutOfMemoryError:
+            raise ValueError(f"the backend {name} has no room in the GPU's memory: it is full of other work") from None
     if arithmetic == "int8" and calibration is None:
         raise ValueError(f"the backend {name} needs pictures to set its scales by: those that its training had")
     convert, run = {"openvino": (to_openvino, run_openvino), "onnxruntime": (to_onnx, run_onnx)}[library]

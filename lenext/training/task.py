@@ -121,6 +121,7 @@ def image_task(
         x = x.to(layout.device, non_blocking=True)
         size = input_size(epoch, config.epochs, config.start_size, preprocess.image_size)
         if size != x.shape[-1]:
+            x = x.float() if x.is_cuda else x  # a GPU shrinks no bytes
             x = F.interpolate(x, (size, size), mode="bilinear", antialias=True)
         return layout.put(normalise(x, preprocess))
 

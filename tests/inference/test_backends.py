@@ -100,6 +100,9 @@ def test_a_backend_that_there_is_not_or_that_lacks_its_package_is_named(network:
     monkeypatch.setitem(NAMES, "openvino-float32", "no_such_package")
     with pytest.raises(ValueError, match=r"needs the package no_such_package: pip install 'lenext\["):
         make_backend("openvino-float32", network, PREPROCESS)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="cuda-float16 needs a GPU, and PyTorch sees none; leave --backend out"):
+        make_backend("cuda-float16", network, PREPROCESS)
     with pytest.raises(ValueError, match="needs pictures to set its scales by"):
         make_backend("onnxruntime-int8", network, PREPROCESS)
 

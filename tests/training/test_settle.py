@@ -175,7 +175,8 @@ def test_the_choices_are_kept_as_they_are_made(folder, tmp_path):
     settings = {"data": str(folder), "image_size": 64, "epochs": 1, "views": 3, "speed": "off", "lr": 1e-6}
     run = begin.train(begin.configure(settings), tmp_path / "run")
     choices = runs.read_json(run / "choices.json")
-    assert any(choice.startswith("arithmetic float32") for choice in choices)
+    usual = "bfloat16" if torch.cuda.is_available() else "float32"
+    assert any(choice.startswith(f"arithmetic {usual}") for choice in choices)
     assert sum(choice.startswith("kept: the ") for choice in choices) == 1
     assert not any(choice.startswith("views") for choice in choices)  # that was said
     assert lenext.load(run).views == 3
