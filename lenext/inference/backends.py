@@ -102,7 +102,7 @@ def require(name: str) -> None:
     if name not in NAMES:
         raise ValueError(f"there is no backend {name!r}; there are auto, {', '.join(NAMES)}")
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"the backend {name} needs a GPU, and PyTorch sees none; leave --backend out")
+        raise ValueError(f"the backend {name} needs a GPU, and PyTorch sees none here; name another with --backend")
     package = NAMES[name]
     if package is not None and importlib.util.find_spec(package) is None:
         extra = "fast" if package == "openvino" else "export"

@@ -15,6 +15,7 @@ from lenext.classifier import Classifier
 from lenext.config import TrainConfig
 from lenext.data.loader import Pictures
 from lenext.data.samples import Samples
+from lenext.inference.backends import require
 from lenext.models.pooled import CombinedNetwork
 from lenext.training import frozen, quick
 from lenext.training.checkpoint import Checkpoint, Progress
@@ -71,7 +72,7 @@ def quick_then_tuned(
     both = np.concatenate([rows["train"], rows["val"]])
     store = progress.quick.get("stored", False if config.alters_pictures or config.recipe == "probe" else None)
     extractor = quick.Extractor(
-        network, classifier.preprocess, pictures, both, store=store, backend=progress.quick.get("backend")
+        network, classifier.preprocess, pictures, both, store=store, backend=_as_before(progress.quick.get("backend"))
     )
     held_out = int((~samples.in_split("train")).sum())
 
@@ -118,3 +119,14 @@ def quick_then_tuned(
     if saved is not None:
         saved.restore(combined)
     return frozen.stored_task(config, combined, extractor, labels, views), evaluation
+
+
+def _as_before(backend: str | None) -> str | None:
+    """The backend that a run began with, where this machine has it."""
+    if backend is not None:
+        try:
+            require(backend)
+        except ValueError as error:
+            log.warning("%s: the run goes on with the fastest there is, and last digits may differ", error)
+            return None
+    return backend

@@ -101,7 +101,7 @@ def test_a_backend_that_there_is_not_or_that_lacks_its_package_is_named(network:
     with pytest.raises(ValueError, match=r"needs the package no_such_package: pip install 'lenext\["):
         make_backend("openvino-float32", network, PREPROCESS)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="cuda-float16 needs a GPU, and PyTorch sees none; leave --backend out"):
+    with pytest.raises(ValueError, match="cuda-float16 needs a GPU, and PyTorch sees none here; name another"):
         make_backend("cuda-float16", network, PREPROCESS)
     with pytest.raises(ValueError, match="needs pictures to set its scales by"):
         make_backend("onnxruntime-int8", network, PREPROCESS)

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lenext.training import begin, quick
+from lenext.training import begin, quick, two_steps
 from lenext.training.objective import frequency_weights
 from tests.pictures import make_folder
 
@@ -71,3 +71,13 @@ def test_class_weights_and_adjustment_reach_the_fit(tmp_path, monkeypatch):
     )
     np.testing.assert_allclose(asked["shift"], 2 * np.log(counts.numpy() / counts.sum().item()), rtol=1e-5)
     assert asked["answer_views"] == 5
+
+
+def test_a_run_that_goes_on_where_its_backend_is_missing_takes_another(monkeypatch, caplog):
+    """Begun on a machine with a GPU, gone on with on one without."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert two_steps._as_before("cuda-tf32") is None
+    assert "the backend cuda-tf32 needs a GPU" in caplog.text
+    assert "last digits may differ" in caplog.text
+    assert two_steps._as_before("pytorch-float32") == "pytorch-float32"
+    assert two_steps._as_before(None) is None
