@@ -440,7 +440,8 @@ def main() -> None:
     from lenext import runs
     from lenext.inference.backends import NAMES
 
-    assert tuple(NAMES) == BACKENDS, "every backend is measured"
+    ours = tuple(name for name in NAMES if not name.startswith("cuda"))
+    assert ours == BACKENDS, "every backend of the processor is measured"
     here, file, kind = machine(), args.results / "inference.jsonl", "accuracy" if args.accuracy else "speed"
     rows = read_rows(file)
     args.results.mkdir(exist_ok=True)
