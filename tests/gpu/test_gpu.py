@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from lightning_fabric import Fabric
-from PIL import Image
 from torch import nn
 
 import lenext
@@ -24,9 +21,8 @@ from lenext.preprocess import Preprocess
 from lenext.training.objective import make_objective
 from lenext.training.step import Step
 from tests.inference.test_backends import PREPROCESS, difference, small_network, some_pictures
-from tests.models.references import without_chance
-from tests.models.test_protocol import SMALLEST, images, lively, small
-from tests.soak.test_compile import gradients
+from tests.models.test_protocol import SMALLEST
+from tests.soak.test_compile import gradients, require_exact_gradients
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is to be seen")
 
@@ -40,19 +36,8 @@ def exact(monkeypatch) -> None:
 
 @pytest.mark.parametrize("name", SMALLEST)
 def test_gradients_are_those_of_the_processor(name: str, exact: None) -> None:
-    torch.manual_seed(0)
-    model, x, labels = without_chance(lively(small(name))).train(), images(name, 4), torch.tensor([0, 1, 2, 3])
-    reference = gradients(copy.deepcopy(model).double(), x.double(), labels)
-    rounded = [x, *(x * (1 + 2e-7 * torch.randn_like(x)) for _ in range(8))]
-    plain = [gradients(copy.deepcopy(model), inputs, labels) for inputs in rounded]
-    ours = {key: gradient.cpu() for key, gradient in gradients(model.cuda(), x.cuda(), labels.cuda()).items()}
-    assert ours.keys() == reference.keys()
-    largest = max(gradient.norm() for gradient in reference.values())
-    for key, gradient in reference.items():
-        rounding = max((one[key] - gradient).norm() for one in plain)
-        # 1e-4, since kernels by Fourier transform and Winograd's tricks round more than a plain sum.
-        allowed = 3 * rounding + 1e-4 * gradient.norm() + 1e-6 * largest
-        assert (ours[key] - gradient).norm() <= allowed, key
+    # 1e-4, since kernels by Fourier transform and Winograd's tricks round more than a plain sum.
+    require_exact_gradients(name, lambda model, x, labels: gradients(model.cuda(), x.cuda(), labels.cuda()), share=1e-4)
 
 
 @pytest.fixture
@@ -141,10 +126,3 @@ def test_to_summarise_a_network_leaves_it_where_it_is() -> None:
     model = small_network()
     summarise(model, 32)
     assert next(model.parameters()).device.type == "cpu"
-
-
-def test_heat_maps_and_classes_after_training_there(run: Path, shapes: Path) -> None:
-    classifier = lenext.load(run)
-    picture = next(path for path in shapes.rglob("*") if path.is_file())
-    assert classifier.predict([np.asarray(Image.open(picture).convert("RGB"))])[0].label in classifier.classes
-    assert runs.read_metrics(run)
