@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from lenext.classifier import Classifier
 from lenext.export.graph import Answers, Square
 from lenext.inference import backends
+from lenext.inference.int8 import quantise
 
 # uint8 (B, H, W, 3), pictures of one size -> probabilities (B, K)
 Artefact = Callable[[np.ndarray], np.ndarray]
@@ -60,7 +61,7 @@ def write_onnx(classifier: Classifier, folder: Path, calibration: Tensor | None)
     example = torch.zeros(2, 3, size, size, dtype=torch.uint8)
     network = backends.onnx_of(Answers(classifier), example, {0: SIDES[0]}, ("square", "probabilities"))
     if calibration is not None:
-        network = backends.quantise(network, calibration, transformer=backends.is_transformer(classifier.model))
+        network = quantise(network, calibration, classifier.model, backends.run_onnx)
     square = compose.add_prefix(square_onnx(classifier), "square/", rename_inputs=False)
     network = compose.add_prefix(network, "network/", rename_outputs=False)
     ends = [(square.graph.output[0].name, network.graph.input[0].name)]
@@ -89,7 +90,7 @@ def write_openvino(classifier: Classifier, folder: Path, calibration: Tensor | N
 
     network = backends.to_openvino(Answers(classifier), classifier.preprocess.image_size)
     if calibration is not None:
-        network = backends.quantise(network, calibration, transformer=backends.is_transformer(classifier.model))
+        network = quantise(network, calibration, classifier.model, backends.run_openvino)
     square = backends.openvino_core().read_model(square_onnx(classifier).SerializeToString())
     for entrance in network.input(0).get_target_inputs():
         entrance.replace_source_output(square.output(0).get_node().input_value(0))

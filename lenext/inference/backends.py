@@ -9,11 +9,10 @@ import contextlib
 import copy
 import functools
 import importlib.util
-import io
 import math
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from lenext.data.transforms import normalise
+from lenext.inference.int8 import quantise
 from lenext.inference.memory import in_parts
 from lenext.preprocess import Preprocess
 
@@ -29,8 +29,6 @@ Backend = Callable[[Tensor], Tensor]
 
 PLAIN = "pytorch-float32"
 LARGEST_PART = 4  # pictures that OpenVINO takes at once: more overflow the caches of a core
-PRECISE_LAYERS = 6  # of an int8 network, from the picture on; of a small one a quarter
-LAYERS = {"Conv", "Convolution", "GroupConvolution", "Gemm", "MatMul"}  # as ONNX and OpenVINO name them
 # Every name, with the package that it needs beside PyTorch.
 NAMES: dict[str, str | None] = {
     PLAIN: None,
@@ -88,7 +86,7 @@ def make_backend(name: str, model: nn.Module, preprocess: Preprocess, calibratio
         converted = convert(Normalised(model, preprocess), preprocess.image_size)
         if arithmetic == "int8":
             assert calibration is not None
-            converted = quantise(converted, calibration, transformer=is_transformer(model))
+            converted = quantise(converted, calibration, model, run)
         return run(converted, bfloat16=arithmetic == "bfloat16")
     except (MemoryError, KeyboardInterrupt):
         raise
@@ -248,87 +246,3 @@ def run_onnx(converted: Any, *, bfloat16: bool = False) -> Backend:
         return torch.from_numpy(session.run(None, {name: x.numpy()})[0].astype(np.float32, copy=False))
 
     return run
-
-
-# -------------------------------------------------------------------------------------------------------- int8
-
-
-def quantise(converted: Any, calibration: Tensor, *, transformer: bool = False) -> Any:
-    """An OpenVINO or ONNX network with weights and activations of 8 bits, by nncf's static quantisation.
-
-    calibration: uint8 (N, 3, S, S), by whose activations the scales are set; a few hundred pictures.
-    transformer: whether the network has the single large activations of attention, which are then evened out if that
-    brings the outputs nearer to the network's own.
-
-    The first layers keep their precision: every later layer works on their errors, and on EfficientNet-Lite0 they cause
-    more than half of what the outputs move by.
-    """
-    import logging
-
-    import nncf
-    from nncf.quantization.advanced_parameters import (
-        AdvancedQuantizationParameters,
-        AdvancedSmoothQuantParameters,
-        QuantizationParameters,
-    )
-    from nncf.quantization.range_estimator import RangeEstimatorParametersSet
-
-    logging.getLogger("nncf").setLevel(logging.ERROR)
-    onnx = not hasattr(converted, "get_parameters")  # an openvino.Model has them
-    name = converted.graph.input[0].name if onnx else 0
-    pictures: Sequence[Any] = [{name: x[None].numpy()} for x in calibration]
-    layers = layers_with_weights(converted, onnx=onnx)
-    precise = nncf.IgnoredScope(names=layers[: min(PRECISE_LAYERS, len(layers) // 4)])
-    advanced = AdvancedQuantizationParameters()
-    if not transformer:
-        # Nothing that the pictures showed is cut off. The library's mean over them is for single activations far above
-        # all.
-        advanced.activations_range_estimator_params = RangeEstimatorParametersSet.MINMAX
-    if onnx:
-        # ONNX Runtime refuses a scale for each channel of what goes into a depthwise convolution.
-        advanced.activations_quantization_params = QuantizationParameters(per_channel=False)
-
-    def quantised(alphas: Any, *, fast: bool = False) -> Any:
-        advanced.smooth_quant_alphas = alphas
-        with contextlib.redirect_stdout(io.StringIO()):  # its progress bars have no switch
-            return nncf.quantize(
-                converted,
-                nncf.Dataset(pictures),
-                subset_size=len(pictures),
-                model_type=nncf.ModelType.TRANSFORMER if transformer else None,
-                ignored_scope=precise,
-                advanced_parameters=advanced,
-                fast_bias_correction=fast,
-            )
-
-    def attempt(alphas: Any) -> Any:
-        # Layer after layer on what the quantised ones before it give: less than half the error. The library cannot cut
-        # every ONNX network into such pieces.
-        try:
-            return quantised(alphas)
-        except MemoryError:
-            raise
-        except Exception:
-            if not onnx:
-                raise
-            return quantised(alphas, fast=True)
-
-    usual, off = AdvancedSmoothQuantParameters(), AdvancedSmoothQuantParameters(convolution=-1, matmul=-1)
-    if not transformer:
-        return attempt(off)
-    # Moving large activations into the weights takes a third of CAFormer's error and multiplies Swin's by seven.
-    run, some = run_onnx if onnx else run_openvino, calibration[:32]
-    exact = run(converted)(some)
-    return min((attempt(usual), attempt(off)), key=lambda network: float((run(network)(some) - exact).norm()))
-
-
-def layers_with_weights(converted: Any, *, onnx: bool) -> list[str]:
-    """Names of an OpenVINO or ONNX network's convolutions and matrix products, from the picture on."""
-    if onnx:
-        return [node.name for node in converted.graph.node if node.op_type in LAYERS]
-    return [op.get_friendly_name() for op in converted.get_ordered_ops() if op.get_type_name() in LAYERS]
-
-
-def is_transformer(model: nn.Module) -> bool:
-    """Whether it has self-attention, which lets single activations grow far larger than the rest."""
-    return any(name.endswith(("qkv", "kqv")) for name, _ in model.named_modules())
