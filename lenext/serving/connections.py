@@ -1,7 +1,8 @@
 """Connections that cannot be held for nothing: limits on how many there are, and on how long they take.
 
 uvicorn waits for ever for the headers of a request and for a reader who does not read. Here both end, and what is
-refused before there is a request is refused in JSON as everything else.
+refused before there is a request is refused in JSON as everything else. Nor does it bear the offer of another protocol
+beside a body, which some clients make with every request.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Sized
 from http import HTTPStatus
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -27,7 +29,7 @@ class Connection(HttpToolsProtocol):
     most_connections = MOST_CONNECTIONS
     _head_timer: asyncio.TimerHandle | None = None
     _reader_timer: asyncio.TimerHandle | None = None
-    _head_bytes = 0
+    _head_bytes = 0  # of headers, and of trailers: all since the last that were a body's
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -40,13 +42,26 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if not self._is_answering:
             self._await_head()
-        head = self._head_timer
-        super().data_received(data)
-        # A head that begins amid these bytes is counted from the next ones on: no more come at once than a read gives.
-        if head is not None and head is self._head_timer and not self.transport.is_closing():
-            self._head_bytes += len(data)
-            if self._head_bytes > MOST_HEADER_BYTES:
+        self._unset_keepalive_if_required()
+        self._head_bytes += len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._decline_upgrade()
+            self.data_received(data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self._refuse(400, "this is not a valid HTTP request")
+        else:
+            # What begins amid these bytes is counted from the next ones on: no more come at once than a read gives.
+            if self._head_bytes > MOST_HEADER_BYTES and not self.transport.is_closing():
                 self._refuse(431, f"the request's headers have more than {MOST_HEADER_BYTES} bytes")
+
+    def _decline_upgrade(self) -> None:
+        """Go on in HTTP/1.1, until the end of this request: the parser takes its body for the other protocol."""
+        self.cycle.keep_alive = False
+        framing = [line for line in self.headers if line[0] in (b"content-length", b"transfer-encoding")]
+        self.parser = httptools.HttpRequestParser(_Body(self))
+        self.parser.feed_data(b"".join([b"POST / HTTP/1.1\r\n", *(b"%s: %s\r\n" % line for line in framing), b"\r\n"]))
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -56,6 +71,14 @@ class Connection(HttpToolsProtocol):
         self._stop(self._head_timer)
         self._head_timer, self._head_bytes = None, 0
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._head_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -78,9 +101,6 @@ class Connection(HttpToolsProtocol):
         self._stop(self._head_timer)
         super().connection_lost(exc)
         self._stop(self._reader_timer)
-
-    def send_400_response(self, msg: str) -> None:
-        self._refuse(400, "this is not a valid HTTP request")
 
     def _await_head(self) -> None:
         if self._head_timer is None:
@@ -122,6 +142,21 @@ class Connection(HttpToolsProtocol):
     def _stop(timer: asyncio.TimerHandle | None) -> None:
         if timer is not None:
             timer.cancel()
+
+
+class _Body:
+    """Of what a parser finds, only what belongs to the body of the request that a connection has."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection, self._is_whole = connection, False
+
+    def on_body(self, body: bytes) -> None:
+        if not self._is_whole:
+            self._connection.on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._is_whole = True
+        self._connection.on_message_complete()
 
 
 class _Flow(FlowControl):

@@ -17,7 +17,7 @@ from lenext.serving import connections
 from lenext.serving.engine import Engine
 from lenext.serving.limits import hosts_of
 from tests.serving.servers import answer, app_of, ask, connect, served
-from tests.serving.test_limits import HEAD, WHOLE, send_on
+from tests.serving.test_limits import HEAD, JPEG, WHOLE, send_on
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +42,9 @@ def port(engine: Engine) -> Iterator[int]:
         (b"GET /%00 HTTP/1.1\r\nHost: localhost\r\n\r\n", 404),
         (b"BREW /v1/predict HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
         (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n", 200),
+        (b"CONNECT localhost:80 HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n" + b"a: b\r\n" * 100_000, 431),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\na: " + b"b" * 1_000_000, 431),
     ],
 )
 def test_requests_that_are_no_good_http(port: int, request_: bytes, status: int) -> None:
@@ -49,6 +52,35 @@ def test_requests_that_are_no_good_http(port: int, request_: bytes, status: int)
     assert got == status, content
     assert status == 200 or content["error"]
     assert ask(port, WHOLE)[0] == 200
+
+
+# As curl --http2 begins, and the HTTP client of Java every request.
+OFFER = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n"
+CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(JPEG), JPEG)
+
+
+@pytest.mark.parametrize("body", [WHOLE.removeprefix(HEAD), CHUNKED], ids=["length", "chunks"])
+@pytest.mark.parametrize("cut", [0, 40, -1000, -1])
+def test_an_offer_of_another_protocol_is_declined(port: int, body: bytes, cut: int) -> None:
+    request = HEAD + OFFER + body
+    with connect(port) as connection:
+        connection.sendall(request[: len(HEAD + OFFER) + cut] if cut >= 0 else request[:cut])
+        time.sleep(0.1)
+        connection.sendall(request[len(HEAD + OFFER) + cut :] if cut >= 0 else request[cut:])
+        status, headers, content = answer(connection)
+        assert (status, headers["connection"]) == (200, "close"), content
+        assert content == ask(port, WHOLE)[2]
+
+
+def test_a_body_after_an_offer_is_not_read_as_a_request(port: int) -> None:
+    hidden = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with connect(port) as connection:
+        connection.sendall(HEAD + OFFER + b"Content-Length: %d\r\n\r\n" % len(hidden))
+        time.sleep(0.1)
+        connection.sendall(hidden + hidden)
+        status, _, content = answer(connection)
+        assert (status, "not an image" in content["error"]) == (422, True)
+        assert connection.recv(1) == b""
 
 
 def test_connections_are_limited(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
