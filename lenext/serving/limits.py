@@ -24,9 +24,10 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# A body may take this many seconds and one more for so many bytes of it.
+# A sender may be silent for so many seconds, and is never too slow with so many bytes a second. Sending faster at first
+# earns no longer silence afterwards.
 BODY_SECONDS, BODY_RATE = 10.0, 50_000
-# Who sends too much is listened to for this long, so that the answer is not lost in a broken connection.
+# Who is answered before all is sent is listened to for so long: a broken connection would lose the answer.
 LISTENING_SECONDS = 2.0
 # All bodies that are being read or worked on together, at least this much and this many of the largest.
 MOST_HELD, MOST_LARGE = 256_000_000, 8
@@ -93,8 +94,10 @@ class Gate:
         async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
-                message = {**message, "headers": _with_security(message.get("headers", ()), of_api)}
+                status, headers = message["status"], _with_security(message.get("headers", ()), of_api)
+                if not await body.discard():
+                    headers.append((b"connection", b"close"))
+                message = {**message, "headers": headers}
             await send(message)
 
         self.in_flight += of_api
@@ -103,8 +106,6 @@ class Gate:
             if refused is None:
                 await self.app(scope, body.receive, send_with_headers)
                 return
-            if refused.status_code == 413:
-                await body.discard()
             response = error(refused.status_code, refused.detail, refused.headers)
             await response(scope, receive, send_with_headers)
         finally:
@@ -131,7 +132,7 @@ class Gate:
 
 
 def _too_large(limit: int) -> Refused:
-    return Refused(413, f"the request has more than the limit of {limit / 1e6:g} MB", Connection="close")
+    return Refused(413, f"the request has more than the limit of {limit / 1e6:g} MB")
 
 
 class _Body:
@@ -139,7 +140,7 @@ class _Body:
 
     def __init__(self, gate: Gate, receive: Receive, waits_for_consent: bool) -> None:
         self._gate, self._receive, self._waits_for_consent = gate, receive, waits_for_consent
-        self._begin, self._complete = time.monotonic(), False
+        self._deadline, self._complete = time.monotonic() + BODY_SECONDS, False
         self._size = self._held = 0  # bytes of the body, and those with what is held for it
         self._is_over = False
 
@@ -147,15 +148,15 @@ class _Body:
         if self._complete:  # what may come now is only that the sender has gone
             return await self._receive()
         try:
-            async with asyncio.timeout(self._begin + BODY_SECONDS + self._size / BODY_RATE - time.monotonic()):
+            async with asyncio.timeout(self._deadline - time.monotonic()):
                 message = await self._receive()
         except TimeoutError:
-            raise Refused(408, "the request's body came too slowly", Connection="close") from None
+            raise Refused(408, "the request's body came too slowly") from None
         size, self._waits_for_consent = len(message.get("body", b"")), False
+        self._deadline = min(self._deadline + size / BODY_RATE, time.monotonic() + BODY_SECONDS)
         self._size += size
         self._complete = not message.get("more_body", False)
         if self._size > self._gate.most_bytes:
-            await self.discard()
             raise _too_large(self._gate.most_bytes)
         self.hold(size)
         return message
@@ -171,21 +172,21 @@ class _Body:
             gate.held += size
             is_too_much = gate.held > max(MOST_HELD, MOST_LARGE * gate.most_bytes)
         if is_too_much:
-            raise Refused(503, "too many large requests at once", Retry_After="2", Connection="close")
+            raise Refused(503, "too many large requests at once", Retry_After="2")
 
     def let_go(self) -> None:
         with self._gate.counting:
             self._gate.held -= self._held
             self._is_over = True
 
-    async def discard(self) -> None:
-        """Listen to the rest without keeping it."""
-        if self._waits_for_consent or self._complete:
-            return
-        with suppress(TimeoutError):
-            async with asyncio.timeout(LISTENING_SECONDS):
-                while (await self._receive()).get("more_body", False):
-                    pass
+    async def discard(self) -> bool:
+        """Listen to the rest for a while, without keeping it. Whether all has come then."""
+        if not self._waits_for_consent:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LISTENING_SECONDS):
+                    while not self._complete:
+                        self._complete = not (await self._receive()).get("more_body", False)
+        return self._complete
 
 
 def is_api(scope: Scope) -> bool:

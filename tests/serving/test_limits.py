@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -126,6 +128,35 @@ def test_a_large_body_without_a_length_is_counted(port: int) -> None:
     assert "limit of 1 MB" in content["error"]
 
 
+LARGE = b"\0" * 10_000_000
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "status"),
+    [
+        ("POST", "/v1/predict", {"x-api-key": "wrong"}, 401),
+        ("POST", "/v1/predict", {"host": "evil.example"}, 400),
+        ("POST", "/v1/predict", {"sec-fetch-site": "cross-site"}, 403),
+        ("POST", "/v1/predict", {"content-type": "text/plain"}, 415),
+        ("POST", "/v1/predict?topk=3", {}, 400),
+        ("POST", "/v1/models/none/predict", {}, 404),
+        ("POST", "/nothing", {}, 404),
+        ("PUT", "/v1/predict", {}, 405),
+        ("GET", "/healthz", {}, 200),
+    ],
+)
+def test_an_early_answer_reaches_who_sends_all_before_it_reads(
+    engine: Engine, method: str, path: str, headers: dict[str, str], status: int
+) -> None:
+    with served(app_of(engine, most_bytes=len(LARGE), key="k", hosts=hosts_of("127.0.0.1"))) as port:
+        with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as connection:
+            for _ in range(2):  # the connection is whole afterwards
+                connection.request(method, path, LARGE, {"content-type": "image/png", "x-api-key": "k"} | headers)
+                answer = connection.getresponse()
+                assert (answer.status, answer.headers["connection"]) == (status, None)
+                answer.read()
+
+
 def test_a_body_without_end_is_not_listened_to_for_ever(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "LISTENING_SECONDS", 0.2)
     piece = b"%x\r\n" % 65_536 + b"\0" * 65_536 + b"\r\n"
@@ -192,6 +223,14 @@ def test_a_byte_now_and_then_is_too_slow(engine: Engine, monkeypatch: pytest.Mon
                 continue
         assert status == 408
         assert content == {"error": "the request's body came too slowly"}
+
+
+def test_who_was_fast_may_not_be_silent(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "BODY_SECONDS", 0.2)
+    with served(app_of(engine)) as port, connect(port) as connection:
+        connection.sendall(HEAD + b"Content-Length: 900000\r\n\r\n" + b"\0" * 800_000)
+        connection.settimeout(8)  # of the 16 that so many bytes could have taken
+        assert answer(connection)[0] == 408
 
 
 def test_who_does_not_read_an_answer_is_left(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
