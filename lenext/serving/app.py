@@ -9,7 +9,7 @@ Every error is {"error": reason}.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from lenext.classifier import Classifier
+from lenext.classifier import Classifier, Prediction
 from lenext.config import nearest
 from lenext.serving import uploads
 from lenext.serving.engine import Busy, Engine
@@ -54,7 +54,7 @@ class Api:
         if len(sent) > engine.most_waiting:
             raise Refused(400, f"at most {engine.most_waiting} pictures can be sent at once")
         good = [(upload.name, upload.data) for upload in sent if upload.error is None]
-        answers = iter(await engine.answers(good, top_k, threshold))
+        answers = iter(await _unless_gone(request, engine.answers(good, top_k, threshold)))
         rows = [
             next(answers) if upload.error is None else engine.classifier.failed(upload.name, upload.error)
             for upload in sent
@@ -159,6 +159,25 @@ def describe(classifier: Classifier) -> dict[str, Any]:
         "evaluation": classifier.about.get("evaluation"),
         "version": __version__,
     }
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, list[Prediction]]) -> list[Prediction]:
+    """What the work gives. Cancelled where the sender goes away meanwhile, for nobody would hear the answer; raises
+    ClientDisconnect then."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
 
 
 def _options(request: Request) -> tuple[int, float | None]:

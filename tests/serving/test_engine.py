@@ -12,19 +12,22 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
 from torch import nn
 
 from lenext import runs
 from lenext.classifier import Classifier, pixels_of
+from lenext.data.decode import UnreadableImage
+from lenext.data.reading import THREADS
 from lenext.data.transforms import eval_transform
 from lenext.inference.backends import PLAIN
 from lenext.inference.choose import CANDIDATES, SAME, _key
 from lenext.serving.engine import SAMPLE, Busy, Engine
 from lenext.serving.measure import Measurement
 from tests.data import corpus
-from tests.serving.servers import engine_of
+from tests.serving.servers import app_of, engine_of, served
 
 PICTURE = corpus.good()["plain.jpg"]
 
@@ -101,6 +104,27 @@ def test_what_the_queue_does_not_hold_is_turned_away_as_a_whole(held: Classifier
             network.permission.release()
         assert len([future.result(20) for future in futures]) == 3
         assert engine.is_accepting
+
+
+def test_who_has_gone_is_not_worked_for(classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    permission, read = threading.Event(), list[bytes]()
+
+    def slowly(data: bytes, *_: object) -> None:
+        read.append(data)
+        assert permission.wait(20)
+        raise UnreadableImage("late")
+
+    monkeypatch.setattr("lenext.serving.engine.pixels_of", slowly)
+    files = [("file", (f"{number}", PICTURE)) for number in range(40)]
+    with engine_of(classifier) as engine, served(app_of(engine)) as port:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"http://127.0.0.1:{port}/v1/predict", files=files, timeout=1)
+        for _ in range(1000):
+            if engine.waiting == len(read):
+                break
+            threading.Event().wait(0.01)
+        permission.set()
+        assert engine.waiting == len(read) == THREADS
 
 
 def test_closing_answers_what_was_accepted(held: Classifier, network: Held) -> None:
