@@ -32,6 +32,8 @@ URL_SECONDS, URLS_SECONDS = 10.0, 20.0  # of one address, and of all that a requ
 # addresses take all that there are.
 FETCHERS = ThreadPoolExecutor(32, thread_name_prefix="fetch")
 FETCHED_TOGETHER = 8
+# Quotes, commas and brackets of a request in JSON. It is read while nobody else is answered, and a request needs few.
+MOST_MARKS = 10_000
 KINDS = "multipart/form-data with the field 'file', application/json, or a picture itself as image/* "
 KINDS += "or application/octet-stream"
 
@@ -128,6 +130,8 @@ def _from_json(body: bytes, allow_urls: bool) -> tuple[list[str], list[str]]:
 
 
 def _parse(body: bytes) -> Any:
+    if sum(map(body.count, (b'"', b",", b"[", b"{"))) > MOST_MARKS:
+        raise Refused(400, f"the JSON holds far more than {MOST_PICTURES} pictures")
     try:
         return json.loads(body)
     except RecursionError:

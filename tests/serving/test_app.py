@@ -147,6 +147,18 @@ def test_errors_are_json_and_tell_nothing_of_the_inside(
     assert (answer.status_code, answer.json()) == (500, {"error": "the server failed; its log says why"})
 
 
+@pytest.mark.parametrize(
+    "json", [b'{"images": [' + b"[]," * 9999 + b"[]]}", b'{"images": [' + b'"",' * 9999 + b'""]}', b"{," * 9999]
+)
+def test_more_json_than_pictures_is_not_parsed(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, json: bytes
+) -> None:
+    with monkeypatch.context() as parser:
+        parser.setattr("lenext.serving.uploads.json.loads", None)
+        answer = client.post("/v1/predict", content=json, headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.json()) == (400, {"error": "the JSON holds far more than 128 pictures"})
+
+
 def test_a_full_queue_asks_to_come_again(classifier: Classifier) -> None:
     with engine_of(classifier, most_waiting=2) as engine, TestClient(app_of(engine), BASE) as client:
         answer = client.post("/v1/predict", json=encoded(JPEG, JPEG, JPEG))
