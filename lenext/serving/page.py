@@ -44,7 +44,9 @@ UNREAD_SECONDS = 30  # that an answer waits for its reader, who comes at once or
 QUEUE = 64  # questions that wait for one of the library's workers, of which there are 40
 MOST_AT_ONCE = 500  # pictures in one table
 TOGETHER = 8  # pictures of one sender that wait in the queue, where others want to be answered too
+MOST_READ = 16  # whole files that are in memory for all senders' questions
 PATIENCE = 20  # times that a picture of a table is asked again while the queue is full
+NO_PICTURE = (FileNotFoundError, PermissionError)  # any more, or never was one
 
 
 def mount_page(app: Starlette, engines: Sequence[Engine], *, runs: Sequence[str], most_bytes: int) -> Starlette:
@@ -70,9 +72,10 @@ def mount_page(app: Starlette, engines: Sequence[Engine], *, runs: Sequence[str]
     theme = gr.themes.Default(primary_hue="teal", font=FONTS, font_mono=["ui-monospace", "monospace"])
     theme.set(body_text_color_subdued="*neutral_600", body_text_color_subdued_dark="*neutral_400")
     heat_maps = ThreadPoolExecutor(1, thread_name_prefix="heat")  # one at a time: predictions go first
+    reading = asyncio.Semaphore(MOST_READ)
     pages, blocks = {}, {}
     for language, text in LANGUAGES.items():
-        blocks[language] = _Page(gr, text, models, folder, samples, heat_maps).blocks
+        blocks[language] = _Page(gr, text, models, folder, samples, heat_maps, reading).blocks
         pages[language] = gr.mount_gradio_app(
             FastAPI(openapi_url=None),
             blocks[language],
@@ -149,8 +152,10 @@ class _Page:
         folder: Path,
         samples: Sequence[Path],
         heat_maps: ThreadPoolExecutor,
+        reading: asyncio.Semaphore,
     ) -> None:
-        self._text, self._models, self._folder, self._heat_maps = text, models, folder, heat_maps
+        self._text, self._models, self._folder = text, models, folder
+        self._heat_maps, self._reading = heat_maps, reading
         self.blocks = self._build(gr, samples)
         self.blocks.queue(max_size=QUEUE, api_open=False)
 
@@ -223,15 +228,16 @@ class _Page:
             if not (files := files_of(sent, self._folder)):
                 yield view.note(text.empty)
                 return
-            data = await asyncio.to_thread(files[0][1].read_bytes)
-            prediction = await engine.answer(data)
+            path = files[0][1]
+            async with self._reading:
+                prediction = await engine.answer(await asyncio.to_thread(path.read_bytes))
             if prediction.error is not None:
                 yield view.failure(text.why_unreadable(prediction.error))
                 return
             yield view.answer(text, prediction, None)
-            heat = asyncio.get_running_loop().run_in_executor(self._heat_maps, _heat, engine.classifier, data)
+            heat = asyncio.get_running_loop().run_in_executor(self._heat_maps, _heat, engine.classifier, path)
             yield view.answer(text, prediction, await heat)
-        except (FileNotFoundError, PermissionError):
+        except NO_PICTURE:
             yield view.failure(text.gone)
         except Busy as busy:
             yield view.failure(text.busy.format(seconds=busy.seconds))
@@ -244,10 +250,10 @@ class _Page:
         places = asyncio.Semaphore(TOGETHER)
 
         async def one(image: str, path: Path) -> Prediction:
-            async with places:
+            async with places, self._reading:
                 try:
                     data = await asyncio.to_thread(path.read_bytes)
-                except FileNotFoundError:
+                except NO_PICTURE:
                     return engine.classifier.failed(image, text.gone)
                 for _ in range(PATIENCE):
                     with contextlib.suppress(Busy):
@@ -258,6 +264,8 @@ class _Page:
         try:
             files = files_of(sent, self._folder)
             rows = await asyncio.gather(*(one(image, path) for image, path in files[:MOST_AT_ONCE]))
+        except NO_PICTURE:
+            return view.failure(text.gone)
         except Exception:
             log.exception("the web page could not answer")
             return view.failure(text.failed)
@@ -266,6 +274,6 @@ class _Page:
         return view.table(text, rows, text.too_many.format(n=MOST_AT_ONCE) if len(files) > MOST_AT_ONCE else "")
 
 
-def _heat(classifier: Classifier, data: bytes) -> dict[str, Any]:
-    pixels = eval_transform(classifier.preprocess)(pixels_of(data, classifier.preprocess))
+def _heat(classifier: Classifier, path: Path) -> dict[str, Any]:
+    pixels = eval_transform(classifier.preprocess)(pixels_of(path.read_bytes(), classifier.preprocess))
     return view.heat_pictures(classifier, pixels)

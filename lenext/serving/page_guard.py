@@ -39,6 +39,7 @@ WRITE = frozenset((UPLOAD, ASK, ASK_AT_ONCE, CANCEL, f"{API}/reset"))
 MOST_ASKED = 1_000_000  # bytes of a question, which names pictures that were sent before
 MOST_DEPTH = 20
 MOST_NAME = 100  # letters of a session's name
+META = ("meta", {"_type": "gradio.FileData"})  # by which the library knows that something is a file
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,8 @@ class Guard:
             raise Refused(400, "fn_index is no number of a question that the page asks here")
         if not isinstance(data, list) or len(data) != function.inputs:
             raise Refused(400, f"data must be a list of {function.inputs}")
+        if function.is_queued and not (isinstance(data[0], str) and all(map(_is_pictures, data[1:]))):
+            raise Refused(400, "data must be the name of a model, and what the upload gave of the pictures")
         if not function.is_queued and any(type(value) is not int or not 0 <= value < self.samples for value in data):
             raise Refused(400, "there is no such sample")
         if not isinstance(session, str) or not 0 < len(session) <= MOST_NAME:
@@ -157,6 +160,12 @@ class Guard:
         return not isinstance(value, list) or all(map(self._is_harmless, value))
 
 
+def _is_pictures(value: Any) -> bool:
+    """None, a picture that was sent, or a list of such."""
+    pictures = value if isinstance(value, list) else [] if value is None else [value]
+    return all(isinstance(one, dict) and isinstance(one.get("path"), str) and META in one.items() for one in pictures)
+
+
 def _is_shallow(value: Any, depth: int = 0) -> bool:
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return depth <= MOST_DEPTH and all(_is_shallow(item, depth + 1) for item in inner)
@@ -168,7 +177,7 @@ async def _read(request: Request) -> bytes:
     async for part in request.stream():
         body += part
         if len(body) > MOST_ASKED:
-            raise Refused(413, "the question is too long", Connection="close")
+            raise Refused(413, "the question is too long")
     return bytes(body)
 
 

@@ -71,20 +71,21 @@ def _sweep(folder: Path, spared: Collection[Path], before: float, known: Collect
 
 
 def lies_in(path: Any, folder: Path) -> bool:
-    """Whether a path is that of something in a folder, links followed."""
+    """Whether a path is that of a file in a folder, be it gone by now; links followed."""
     if not isinstance(path, str):
         return False
     try:
-        return all(Path(form).resolve().is_relative_to(folder) for form in (path, unquote(path)))
+        forms = [Path(form).resolve() for form in (path, unquote(path))]
+        return all(form.is_relative_to(folder) and not form.is_dir() for form in forms)
     except (OSError, ValueError, RuntimeError):  # too long, with a zero in it, in a circle
         return False
 
 
 def files_of(sent: Any, folder: Path) -> list[tuple[str, Path]]:
-    """(name, path) of what a browser says of the files that it sent. Raises PermissionError for others."""
-    files = []
+    """(name, path) of what a browser says of the files that it sent, each once. Raises PermissionError for others."""
+    names: dict[Path, str] = {}
     for item in sent if isinstance(sent, list) else [sent] if sent else []:
         if not isinstance(item, dict) or not lies_in(item.get("path"), folder):
             raise PermissionError("a picture must be sent before it is asked about")
-        files.append((str(item.get("orig_name") or ""), Path(item["path"])))
-    return files
+        names[Path(item["path"]).resolve()] = str(item.get("orig_name") or "")
+    return [(name, path) for path, name in names.items()]

@@ -70,9 +70,11 @@ def read(address: str, session: str) -> Iterator[str]:
         for line in events.iter_lines():
             assert time.monotonic() < end, "signs of life come, but no answer"
             message = json.loads(line.removeprefix("data:") or "{}") if line.startswith("data:") else {}
-            if message.get("msg") == "process_generating" and isinstance(message["output"]["data"][0], str):
-                yield message["output"]["data"][0]
-            if message.get("msg") == "process_completed":
+            kind = message.get("msg")
+            shown = message["output"].get("data") if kind in ("process_generating", "process_completed") else None
+            if shown and isinstance(shown[0], str):
+                yield shown[0]
+            if kind == "process_completed":
                 return
     raise AssertionError("the answer was broken off")
 

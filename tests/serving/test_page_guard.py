@@ -3,6 +3,7 @@ clear answer, and the server goes on."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from collections.abc import Iterator
@@ -16,11 +17,12 @@ import pytest
 pytest.importorskip("gradio", reason="the web page needs lenext[serve]")
 
 from lenext.classifier import load
-from lenext.serving import page_guard, page_view
+from lenext.serving import page, page_guard, page_view
+from lenext.serving.engine import Engine
 from lenext.serving.page_text import ENGLISH
 from tests.data import corpus
 from tests.serving import servers
-from tests.serving.pages import MOST_BYTES, WEB, answer, ask, file_data, functions, page_of, question, upload
+from tests.serving.pages import MOST_BYTES, WEB, answer, ask, file_data, functions, page_of, question, read, upload
 
 PICTURE = corpus.good()["plain.jpg"]
 MUTATIONS = int(os.environ.get("LENEXT_MUTATIONS", "300"))
@@ -224,6 +226,40 @@ def test_the_upload_gives_the_reason_of_every_malformed_picture(run, address):
         sent = upload(address, data, name).json()[0]
         shown = answer(address, file_data(sent), f"bad{number}")
         assert page_view.failure(ENGLISH.unreadable.format(reason=expected)) in shown, name
+
+
+@pytest.mark.parametrize("function", ["_answer", "_answer_all"])
+def test_what_is_no_picture_fills_no_log(address, caplog, function):
+    number, folder = functions(address)[function], os.environ["GRADIO_TEMP_DIR"]
+    sent = upload(address, PICTURE).json()[0]
+    wrong: list[Any] = ["/etc/passwd", 5, {}, {"path": sent}, {"path": 5}, [5], ["a"], [[]], [None]]
+    for picture in (*wrong, file_data(sent, meta=1), file_data(folder), [file_data(f"{folder}/samples")]):
+        asked = question(address, picture) | {"fn_index": number}
+        assert 400 <= WEB.post(f"{address}/gradio_api/queue/join", json=asked).status_code <= 403, picture
+    assert not caplog.records
+
+
+def test_questions_together_read_few_pictures_at_a_time(run, monkeypatch):
+    now, most = 0, 0
+
+    async def counted(self, data, *options, **more):
+        nonlocal now, most
+        most, now = max(most, now + 1), now + 1
+        await asyncio.sleep(0.05)
+        now -= 1
+        return self.classifier.failed("", "late")
+
+    monkeypatch.setattr(page, "MOST_READ", 3)
+    monkeypatch.setattr(Engine, "answer", counted)
+    with page_of(run) as address:
+        sent = [file_data(upload(address, PICTURE).json()[0]) for _ in range(6)]
+        sessions = [f"together{number}" for number in range(4)]
+        for session in sessions:
+            asked = question(address, sent, session) | {"fn_index": functions(address)["_answer_all"]}
+            assert WEB.post(f"{address}/gradio_api/queue/join", json=asked).status_code == 200
+        for session in sessions:
+            assert "".join(read(address, session)).count("late") >= len(sent)
+    assert most == 3
 
 
 @pytest.mark.parametrize(

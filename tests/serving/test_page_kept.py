@@ -97,6 +97,8 @@ def test_only_what_lies_in_the_folder_is_a_file_that_was_sent(tmp_path):
         assert not lies_in(path if path in (None, 5) else str(path), inside)
     assert files_of(None, inside) == []
     assert files_of({"path": str(inside / "a"), "orig_name": "b"}, inside) == [("b", inside / "a")]
+    again = [{"path": f"{inside}/{path}", "orig_name": path} for path in ("a", "./a", "../in/a")]
+    assert files_of(again * 100, inside) == [("../in/a", inside / "a")]
     for sent in ("text", [["x"]], {"path": "/etc/passwd"}, [{"path": str(inside / "a")}, {}]):
         with pytest.raises(PermissionError):
             files_of(sent, inside)
