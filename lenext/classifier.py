@@ -308,19 +308,23 @@ def load(path: str | Path, language: str | None = None) -> Classifier:
             f"{path} is a safetensors file but not a classifier file: it carries weights without class names. "
             "Give it to training as --pretrained"
         )
-    header = json.loads(metadata["lenext"])
-    model = build_network(header["architecture"])
-    model.load_state_dict(tensors)
-    return Classifier(
-        model=model.eval(),
-        architecture=header["architecture"],
-        classes=tuple(header["classes"]),
-        preprocess=Preprocess.from_dict(header["preprocess"]),
-        task=header["task"],
-        views=header["views"],
-        temperature=header["temperature"],
-        about=header["about"],
-    )
+    try:
+        header = json.loads(metadata["lenext"])
+        model = build_network(header["architecture"])
+        model.load_state_dict(tensors)
+        return Classifier(
+            model=model.eval(),
+            architecture=header["architecture"],
+            classes=tuple(header["classes"]),
+            preprocess=Preprocess.from_dict(header["preprocess"]),
+            task=header["task"],
+            views=header["views"],
+            temperature=header["temperature"],
+            about=header["about"],
+        )
+    except (KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"{path} is damaged: what it says of its network does not fit ({reason})") from error
 
 
 def imagenet_classifier(name: str, language: str = "en") -> Classifier:

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import sklearn.datasets
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import lenext
 from lenext import cli
@@ -204,8 +205,17 @@ def test_files_that_are_no_classifier(command, run, tmp_path, capsys):
     (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "pickle.pt").write_bytes(pickle.dumps(Malicious()))
     (tmp_path / "empty").mkdir()
+    length = int.from_bytes(whole[:8], "little")
+    header, tensors = json.loads(whole[8 : 8 + length]), load_file(run / "classifier.safetensors")
+    about = header["__metadata__"]
+    changed = about | {"lenext": about["lenext"].replace('"classes"', '"klasses"')}
+    save_file(tensors, tmp_path / "header.safetensors", changed)
+    tensors.popitem()
+    save_file(tensors, tmp_path / "tensors.safetensors", about)
     for name, message in (
         ("cut.safetensors", "damaged or cut off"),
+        ("header.safetensors", "does not fit ('classes')"),
+        ("tensors.safetensors", "does not fit (Error(s) in loading state_dict"),
         ("pickle.pt", "is a pickle"),
         ("empty", "is not a run folder"),
     ):
