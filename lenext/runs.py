@@ -16,6 +16,7 @@ import logging
 import math
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -148,14 +149,22 @@ def write_atomically(path: Path, write: Callable[[Path], object], *, before: Pat
 
 
 def remove_unfinished(run: Path) -> None:
-    """Remove what processes that are gone were writing when they were killed."""
+    """Remove what processes that are gone were writing when they were killed: files, and folders of an export."""
+    for path in list(run.rglob(".*.tmp")):
+        if is_abandoned(path):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def is_abandoned(path: Path) -> bool:
+    """Whether `.NAME.PID.ENDING` is of a process that is gone."""
     import psutil
 
-    for file in run.rglob(".*.tmp"):
-        process = file.name.split(".")[-2]
-        # In a container the killed process and this one, which is writing nothing now, may have the same number.
-        if process.isdecimal() and (int(process) == os.getpid() or not psutil.pid_exists(int(process))):
-            file.unlink(missing_ok=True)
+    process = path.name.split(".")[-2]
+    # In a container the killed process and this one, which is writing nothing now, may have the same number.
+    return process.isdecimal() and (int(process) == os.getpid() or not psutil.pid_exists(int(process)))
 
 
 def write_text(path: Path, text: str) -> None:

@@ -225,11 +225,15 @@ def test_what_killed_writers_left_is_removed_and_what_others_write_is_not(tmp_pa
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     (tmp_path / "figures").mkdir()
-    left = [tmp_path / f".a.png.{dead.pid}.tmp", tmp_path / f"figures/.b.png.{os.getpid()}.tmp"]
+    export = tmp_path / f"export/.onnx.{dead.pid}.tmp"
+    export.mkdir(parents=True)
+    inside = export / f".labels.txt.{dead.pid}.tmp"
+    left = [tmp_path / f".a.png.{dead.pid}.tmp", tmp_path / f"figures/.b.png.{os.getpid()}.tmp", inside]
     others = [tmp_path / f".c.png.{os.getppid()}.tmp", tmp_path / ".mine.tmp", tmp_path / "classifier.safetensors"]
     for path in (*left, *others):
         path.touch()
     runs.remove_unfinished(tmp_path)
+    assert not export.exists()
     assert not any(path.exists() for path in left)
     assert all(path.exists() for path in others)
 
