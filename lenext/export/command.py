@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import logging
 import os
@@ -70,6 +71,7 @@ def run(
         raise ValueError("torch.export keeps float32; leave --int8 out, or choose --format openvino or onnx")
     FORMATS[form].require(int8=int8)
     folder = default_folder(path, f"{form}-int8" if int8 else form) if out is None else Path(out)
+    recover(folder)
     require_ours(folder)
     classifier = load(path)
     about = classifier.about if data is None else {"data_options": {}, **classifier.about, "data": data}
@@ -218,8 +220,21 @@ def require_ours(folder: Path) -> None:
         raise ValueError(f"{folder} holds other files than an export; choose another --out")
 
 
+def recover(folder: Path) -> None:
+    """Clear away what killed exports left beside a folder; the older export comes back where none is in its place."""
+    for old in folder.parent.glob(f".{glob.escape(folder.name)}.*.old"):
+        if runs.is_abandoned(old):
+            if folder.exists():
+                shutil.rmtree(old)
+            else:
+                os.replace(old, folder)
+    for temporary in folder.parent.glob(f".{glob.escape(folder.name)}.*.tmp"):
+        if runs.is_abandoned(temporary):
+            shutil.rmtree(temporary)
+
+
 def put_in_place(temporary: Path, folder: Path) -> None:
-    """Rename, so that there is always a whole folder: the old or the new."""
+    """Rename, so that there is a whole folder, the old or the new; after a kill between the two, `recover` has it."""
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     if folder.exists():
         os.replace(folder, old)

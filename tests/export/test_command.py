@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +101,36 @@ def test_a_failed_replay_leaves_the_folder_as_it_was(run, tmp_path, monkeypatch,
     capsys.readouterr()
     assert export(run, "--format", "torch", "--out", folder) == 1
     assert "nothing was kept" in capsys.readouterr().err
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+# An export that kills itself between the two renames that put it in its place.
+KILLED = """
+import os, signal, sys
+from lenext import cli
+replace = os.replace
+
+def die_after(before, after):
+    replace(before, after)
+    if str(after).endswith(".old"):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+os.replace = die_after
+cli.main(sys.argv[1:])
+"""
+
+
+def test_after_a_kill_the_next_export_has_the_older_one_back(run, tmp_path) -> None:
+    folder = tmp_path / "ex[port]"
+    arguments = [run, "--format", "torch", "--out", folder, "--pictures", 0]
+    assert export(*arguments) == 0
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    killed = subprocess.run([sys.executable, "-c", KILLED, "export", *map(str, arguments)], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    left = {path.suffix for path in tmp_path.iterdir()}
+    assert left == {".old", ".tmp"}
+    assert export(*arguments, "--data", tmp_path / "gone", "--pictures", 1) == 2  # one that comes to nothing
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
     assert list(tmp_path.iterdir()) == [folder]
 
