@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except (OSError, MemoryError, FloatingPointError) as error:
         if os.environ.get("LENEXT_DEBUG"):
             raise
-        _fail(_spoken(error), status=1)
+        _fail(_spoken(error, command), status=1)
     sys.exit(status)
 
 
@@ -507,7 +507,7 @@ def _expectation(message: str) -> str:
     return f"{value[1]!r} is not {' or '.join(dict.fromkeys(options))}"
 
 
-def _spoken(error: OSError | MemoryError | FloatingPointError) -> str:
+def _spoken(error: OSError | MemoryError | FloatingPointError, command: str) -> str:
     import errno
 
     if isinstance(error, MemoryError):
@@ -517,7 +517,8 @@ def _spoken(error: OSError | MemoryError | FloatingPointError) -> str:
         return str(error)
     if error.errno == errno.ENOSPC or "No space left" in str(error):
         where = f" while writing {Path(error.filename).name}" if error.filename else ""
-        return f"the disk is full{where}; what was saved before is whole. Make room, then lenext train --resume RUN"
+        mend = "lenext train --resume RUN" if command in ("train", "demo") else "repeat the command"
+        return f"the disk is full{where}; what was saved before is whole. Make room, then {mend}"
     return str(error)
 
 

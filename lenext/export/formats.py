@@ -6,7 +6,11 @@ the resize works with more than 8 bits.
 
 from __future__ import annotations
 
+import errno
 import importlib.util
+import io
+import os
+import shutil
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +29,7 @@ from lenext.inference.int8 import quantise
 # uint8 (B, H, W, 3), pictures of one size -> probabilities (B, K)
 Artefact = Callable[[np.ndarray], np.ndarray]
 EXAMPLE = torch.zeros(2, 40, 60, 3, dtype=torch.uint8)
+LARGEST_XML = 2**24  # bytes, of OpenVINO's description of a network beside its weights
 SIDES = {0: "pictures_at_once", 1: "height", 2: "width"}
 
 
@@ -96,7 +101,14 @@ def write_openvino(classifier: Classifier, folder: Path, calibration: Tensor | N
         entrance.replace_source_output(square.output(0).get_node().input_value(0))
     model = openvino.Model(network.get_results(), square.get_parameters(), "lenext")
     model.output(0).set_names({"probabilities"})
-    openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)  # half the size, but not the same answers
+    path = folder / "model.xml"
+    try:
+        openvino.save_model(model, path, compress_to_fp16=False)  # half the size, but not the same answers
+    except RuntimeError:  # says that a file could not be written, not why, and may have removed what there was of it
+        weights = sum(tensor.nbytes for tensor in classifier.model.state_dict().values())
+        if shutil.disk_usage(folder).free < weights + LARGEST_XML:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
+        raise
 
 
 def load_openvino(folder: Path) -> Artefact:
@@ -114,7 +126,9 @@ def write_torch(classifier: Classifier, folder: Path, calibration: Tensor | None
     sides = ({place: torch.export.Dim(name) for place, name in SIDES.items()},)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        torch.export.save(torch.export.export(graph, (EXAMPLE,), dynamic_shapes=sides), folder / "model.pt2")
+        file = io.BytesIO()  # a full disk would end the process in PyTorch's own writer
+        torch.export.save(torch.export.export(graph, (EXAMPLE,), dynamic_shapes=sides), file)
+    (folder / "model.pt2").write_bytes(file.getbuffer())
 
 
 def load_torch(folder: Path) -> Artefact:

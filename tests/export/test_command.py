@@ -67,6 +67,22 @@ def test_the_replay_finds_the_same_answers(exported, run) -> None:
     assert figures["after"]["bytes"] == sum((folder / name).stat().st_size for name in FORMATS[form].files)
 
 
+def test_a_full_disk_is_said_and_leaves_nothing(exported, run, tmp_path) -> None:
+    form, folder = exported
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    small = f"mount -t tmpfs -o size={FORMATS[form].size(folder) * 9 // 10} tmpfs {disk}"
+    if subprocess.run(["unshare", "-rm", "sh", "-c", small], capture_output=True).returncode:
+        pytest.xfail("this system lets nobody mount a small disk in a namespace of their own (unshare -rm)")
+    command = f"{sys.executable} -m lenext.cli export '{run}' --format {form} --out {disk}/export --pictures 0"
+    script = f"{small} && {command}; echo status $? files $(ls -A {disk})"
+    result = subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True)
+    assert result.stdout == "status 1 files\n", result.stderr
+    said = result.stderr.splitlines()[-1]
+    assert said.startswith("lenext: the disk is full")
+    assert said.endswith("Make room, then repeat the command")
+
+
 def test_a_damaged_artefact_fails_the_replay(run, tmp_path) -> None:
     classifier, samples = held_out(run)
     command.write(classifier, "onnx", tmp_path, None)
