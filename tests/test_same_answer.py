@@ -34,7 +34,7 @@ import httpx
 import lenext
 from lenext import cli
 from tests.data import corpus
-from tests.data.corpus import encoded, exif, png, tiff, with_segment
+from tests.data.corpus import encoded, exif, png, raw_profile, tiff, with_segment, with_xmp, xmp, xmp_text
 from tests.export.classifiers import classifier
 from tests.pictures import photograph
 from tests.serving.pages import NAME, file_data, page_of
@@ -121,6 +121,12 @@ def photographs(image: Image.Image) -> Iterator[Form]:
         yield made(f"orientation {turn}.avif", image, "AVIF", quality=88, exif=exif(turn))
         if corpus.HAS_HEIC:
             yield made(f"orientation {turn}.heic", image, "HEIF", quality=88, exif=exif(turn))
+    yield "orientation in XMP.jpg", lambda: with_xmp(encoded(image, "JPEG"), 6)
+    yield (
+        "orientation in XMP beside EXIF.jpg",
+        lambda: with_xmp(with_segment(encoded(image, "JPEG"), 0xE1, exif(1, tag=0x0101)), 6),
+    )
+    yield made("orientation in XMP.avif", image, "AVIF", xmp=xmp(6))
     yield made("RGB.avif", image, "AVIF", quality=88)
     yield made("alpha.avif", with_alpha(image), "AVIF", quality=88)
     if corpus.HAS_HEIC:
@@ -153,6 +159,8 @@ def pngs(image: Image.Image) -> Iterator[Form]:
     yield "16-bit grey transparent.png", lambda: png(deep_grey, before=clear(int(deep_grey[place])))
     yield "16-bit grey alpha.png", lambda: png(np.dstack([deep_grey, deep_grey[::-1]]))
     yield "16-bit grey turned.png", lambda: png(deep_grey, before=[(b"eXIf", exif(8)[6:])])
+    yield "orientation in XMP.png", lambda: png(rgb, before=[xmp_text(6)])
+    yield "orientation in a raw profile.png", lambda: png(rgb, before=[raw_profile(6)])
     yield "16-bit RGB.png", lambda: png(deep)
     yield "16-bit RGB transparent.png", lambda: png(deep, before=clear(*map(int, deep[place])))
     yield "16-bit RGBA.png", lambda: png(np.dstack([deep, deep_grey]))
@@ -166,6 +174,7 @@ def webs(image: Image.Image) -> Iterator[Form]:
     yield made("lossless.webp", image, "WEBP", lossless=True)
     yield made("lossy alpha.webp", alpha, "WEBP", quality=88)
     yield made("lossless alpha.webp", alpha, "WEBP", lossless=True)
+    yield made("orientation in XMP.webp", image, "WEBP", xmp=xmp(6))
     yield made("animated.webp", image, "WEBP", **frames(image))
     yield made("plain.gif", palette, "GIF")
     yield made("grey.gif", image.convert("L"), "GIF")

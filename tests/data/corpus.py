@@ -39,20 +39,45 @@ def encoded(image: Image.Image, format: str, **options) -> bytes:
 # ---- writers
 
 
-def exif(orientation: int, order: str = ">") -> bytes:
-    """An EXIF block that holds the orientation and nothing else."""
+def exif(orientation: int, order: str = ">", tag: int = 0x0112) -> bytes:
+    """An EXIF block that holds the orientation and nothing else, or the same number under another tag."""
     head = b"MM\0*" if order == ">" else b"II*\0"
     return (
         b"Exif\0\0"
         + head
         + struct.pack(order + "I", 8)
-        + struct.pack(order + "HHHIHHI", 1, 0x0112, 3, 1, orientation, 0, 0)
+        + struct.pack(order + "HHHIHHI", 1, tag, 3, 1, orientation, 0, 0)
+    )
+
+
+def xmp(orientation: int) -> bytes:
+    """An XMP packet that holds the orientation and nothing else."""
+    return (
+        b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+        b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="%d"/></rdf:RDF></x:xmpmeta>'
+    ) % orientation
+
+
+def xmp_text(orientation: int) -> tuple[bytes, bytes]:
+    """An XMP packet as a chunk of a PNG."""
+    return b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp(orientation)
+
+
+def raw_profile(orientation: int) -> tuple[bytes, bytes]:
+    """EXIF as a chunk of a PNG of the time before there was one for it: hexadecimal in a compressed text."""
+    block = exif(orientation)
+    return b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(
+        b"\nexif\n%8d\n%s\n" % (len(block), block.hex().encode())
     )
 
 
 def with_segment(jpeg: bytes, marker: int, body: bytes) -> bytes:
     """A JPEG with one more segment directly after its start."""
     return jpeg[:2] + bytes((0xFF, marker)) + struct.pack(">H", 2 + len(body)) + body + jpeg[2:]
+
+
+def with_xmp(jpeg: bytes, orientation: int) -> bytes:
+    return with_segment(jpeg, 0xE1, b"http://ns.adobe.com/xap/1.0/\0" + xmp(orientation))
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:
@@ -211,6 +236,13 @@ def good() -> dict[str, bytes]:
         files[f"orientation-{orientation}.tif"] = tiff(rgb, tags=[(274, 3, [orientation])])
         files[f"orientation-{orientation}.webp"] = encoded(image, "WEBP", quality=90, exif=exif(orientation))
         files[f"orientation-{orientation}.avif"] = encoded(image, "AVIF", quality=90, exif=exif(orientation))
+    # An orientation that is noted elsewhere than in EXIF, which Pillow's own functions follow, does not count.
+    files["xmp.jpg"] = with_xmp(jpeg, 6)
+    files["xmp-beside-exif.jpg"] = with_xmp(with_segment(jpeg, 0xE1, exif(1, tag=0x0101)), 6)
+    files["xmp.png"] = png(rgb, before=[xmp_text(6)])
+    files["xmp.webp"] = encoded(image, "WEBP", quality=90, xmp=xmp(6))
+    files["xmp.avif"] = encoded(image, "AVIF", quality=90, xmp=xmp(6))
+    files["raw-profile.png"] = png(rgb, before=[raw_profile(6)])
     if HAS_HEIC:
         files["plain.heic"] = encoded(image, "HEIF", quality=90)
         files["orientation-6.heic"] = encoded(image, "HEIF", quality=90, exif=exif(6))

@@ -17,7 +17,10 @@ def read_picture(path, short_side):
     """uint8 (1, H, W, 3): RGB, the right way up, on white where it is transparent. short_side: what is needed of it."""
     file = Image.open(BytesIO(Path(path).read_bytes()))  # by path, Pillow garbles some turned TIFF files
     file.draft(None, (short_side, short_side))  # large JPEGs are decoded at a half, a quarter, an eighth
-    image = ImageOps.exif_transpose(file)
+    image = file.copy()
+    for other in ("Raw profile type exif", "XML:com.adobe.xmp", "xmp"):  # lenext reads EXIF blocks only
+        image.info.pop(other, None)
+    ImageOps.exif_transpose(image, in_place=True)
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
         image = from_deep_grey(image, file.format, getattr(file, "tag_v2", {}))
     if image.has_transparency_data:
