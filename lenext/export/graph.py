@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lenext.classifier import Classifier, as_logits
-from lenext.data.transforms import dihedral
+from lenext.data.transforms import LONGEST, dihedral
 from lenext.inference.backends import Normalised
 from lenext.preprocess import Preprocess
 
@@ -42,18 +42,20 @@ class Square(nn.Module):
 
     def weights(self, side: int, other: int) -> Tensor:
         """(S, side): how much each pixel along a side of the picture counts for each pixel of the crop's side."""
-        resized: Any = self.short * torch.sym_max(side, other) // other
+        # Of a very long side only the middle counts, as `eval_transform` cuts it: by whole pixels of the short one.
+        kept: Any = side - torch.sym_max(side - LONGEST * other, 0) // (4 * other) * (4 * other)
+        resized: Any = self.short * torch.sym_max(kept, other) // other
         margin = resized - self.size
         first = margin // 2 + (margin % 2) * (margin // 2 % 2)  # halves go to the even number, as Python's round does
         pixels = 2 * torch.arange(side) + 1  # where their middles are, in half pixels
         # Distances in units of 1 / (2 * resized) pixels are whole numbers, exact in float32 as far as the filter
         # reaches: OpenVINO has no float64. Counted from the centre of the picture they stay small in a panorama.
-        middles = (2 * (torch.arange(self.size) + first) + 1 - resized) * side
+        middles = (2 * (torch.arange(self.size) + first) + 1 - resized) * kept
         whole = torch.floor(middles / resized)
         parts = middles - whole * resized
         distances = (pixels - side - whole[:, None]) * resized - parts[:, None]
-        border = pixels.float() * resized - side  # of the first pixel of all; its large weight sets the rounding
-        reach: Any = 2 * torch.sym_max(side, resized)  # the filter grows where the picture shrinks
+        border = pixels.float() * resized - kept  # of the first pixel of all; its large weight sets the rounding
+        reach: Any = 2 * torch.sym_max(kept, resized)  # the filter grows where the picture shrinks
         return in_15_bits(self.kernel(torch.cat([distances, border[None]]).abs().double() / reach))[:-1]
 
     def kernel(self, x: Tensor) -> Tensor:
