@@ -203,6 +203,7 @@ def build_parser() -> ArgumentParser:
     export.add_argument(
         "--data", type=str | None, default=None, help="Where the pictures are now, or others (default: the run's own)"
     )
+    export.add_argument("--root", type=str | None, default=None, help="Folder that the pictures of a manifest lie in")
     commands.add_subcommand("export", export, help="write a classifier for other runtimes")
 
     check = _command("Look for what would spoil a training: broken, double, mislabelled and badly taken pictures.")

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from lenext import runs, terminal
 from lenext.classifier import THRESHOLD, Classifier, load
-from lenext.data import dataset
+from lenext.data import dataset, sources
 from lenext.data.dataset import DataOptions
 from lenext.data.samples import Samples
 from lenext.evaluation.evaluate import match_classes, require_unchanged
@@ -51,12 +51,14 @@ def run(
     min_agreement: float | None = None,
     pictures: int | None = None,
     data: str | None = None,
+    root: str | None = None,
 ) -> Path:
     """Export the classifier of `path` in the format `form`, a key of FORMATS; returns the folder.
 
     int8: weights and activations of 8 bits, scaled by training pictures. out: the folder; export/<format> in a run
     folder if not given. pictures: how many of the validation split are replayed, evenly over it; all if not given,
-    none if 0. data: where the pictures are now, or others of the same classes.
+    none if 0. data: where the pictures are now, or others of the same classes. root: the folder of the pictures
+    of a manifest in `data`.
 
     Raises ValueError for a request that makes no sense and for a network that the format cannot hold; OSError when
     less than the share `min_agreement` of the pictures gets the same answer. Then there is no folder.
@@ -69,12 +71,14 @@ def run(
         raise ValueError(f"--pictures is {pictures}; it is a number of pictures, 0 for no replay")
     if int8 and form == "torch":
         raise ValueError("torch.export keeps float32; leave --int8 out, or choose --format openvino or onnx")
+    if root is not None and data is None:
+        raise ValueError(f"--root is for the manifest that --data names: --data MANIFEST --root {root}")
     FORMATS[form].require(int8=int8)
     folder = default_folder(path, f"{form}-int8" if int8 else form) if out is None else Path(out)
     recover(folder)
     require_ours(folder)
     classifier = load(path)
-    about = classifier.about if data is None else {"data_options": {}, **classifier.about, "data": data}
+    about = classifier.about if data is None else elsewhere(classifier.about, data, root)
     samples = None if pictures == 0 else held_out(path, classifier, about, pictures)
     calibration = training_pictures(about, classifier.preprocess) if int8 else None
 
@@ -97,23 +101,41 @@ def run(
     return folder
 
 
+def elsewhere(about: dict[str, Any], data: str, root: str | None) -> dict[str, Any]:
+    """What a classifier knows of its data, with other data in its place."""
+    return {**about, "data": data, "data_options": {**about.get("data_options", {}), "root": root}}
+
+
 def held_out(path: str, classifier: Classifier, about: dict[str, Any], most: int | None) -> Samples:
     """Pictures of the validation split, evenly over it.
 
     ValueError, with the mend, where there are none any more, or where the data is divided otherwise than it was.
     """
-    mend = f"give pictures to replay: lenext export {path} --data DATA, or --pictures 0 to do without"
+    own = about is classifier.about  # and not others of the same classes
+    other = "" if own else "other "
+    mend = f"give {other}pictures to replay: lenext export {path} --data DATA, or --pictures 0 to do without"
     if "data_options" not in about:
         raise ValueError(f"{path} does not say which data it was trained on; {mend}")
+    options = DataOptions(**about["data_options"])
     try:
-        found = dataset.read(about["data"], DataOptions(**about["data_options"]))
+        if own:
+            found = dataset.read(about["data"], options)
+            samples = found.samples
+        else:
+            samples = other_pictures(about["data"], options)
     except ValueError as error:
         raise ValueError(f"{error}; {mend}") from None
-    if about is classifier.about:  # its own, and not others of the same classes
+    if own:
         require_unchanged(path, found, about["fingerprint"], "val", f"or {mend}")
-    samples = match_classes(found.samples.split("val"), classifier.classes, classifier.task)
+    samples = match_classes(samples.split("val"), classifier.classes, classifier.task)
     count = len(samples) if most is None else min(most, len(samples))
     return samples.take(np.linspace(0, len(samples) - 1, count).astype(int))
+
+
+def other_pictures(data: str, options: DataOptions) -> Samples:
+    """Data with a validation split: its own, which may be all that it has, or one as a training would divide it."""
+    samples = sources.open_data(data, options.root)
+    return samples if samples.in_split("val").any() else dataset.read(data, options).samples
 
 
 # ------------------------------------------------------------------------------------------------------- files

@@ -61,6 +61,12 @@ def some_files() -> dict[str, bytes]:
 
 def large_files() -> dict[str, bytes]:
     """Pictures that are made smaller, of odd sizes, lying and standing, and a JPEG that is decoded at a half."""
-    sizes = {"wide.png": (301, 97), "tall.png": (90, 263), "same.png": (73, 73), "line.png": (20_000, 3), "pole.png": (7, 5001)}
+    sizes = {
+        "wide.png": (301, 97),
+        "tall.png": (90, 263),
+        "same.png": (73, 73),
+        "line.png": (20_000, 3),
+        "pole.png": (7, 5001),
+    }
     pictures = {name: corpus.encoded(corpus.picture(*size), "PNG") for name, size in sizes.items()}
     return pictures | {"large.jpg": corpus.encoded(corpus.picture(341, 229), "JPEG", quality=90)}

@@ -183,6 +183,29 @@ def test_data_that_has_moved_can_be_named(run, shapes, tmp_path, capsys) -> None
     assert json.loads((tmp_path / "moved-torch/replay.json").read_text())["agreement"] == 1
 
 
+def test_a_run_on_a_manifest_is_replayed_on_one_elsewhere_and_on_a_folder(run, shapes, tmp_path, capsys) -> None:
+    """The folder of the pictures is that of the data, not that of the run."""
+    gone, moved = tmp_path / "gone", tmp_path / "moved.csv"
+    rows = [f"{file.relative_to(shapes)},{file.parent.name},{'val' if i % 3 else 'train'}\n"
+            for i, file in enumerate(sorted(shapes.rglob("*.png")))]  # fmt: skip
+    moved.write_text("image,label,split\n" + "".join(rows), encoding="utf-8")
+    classifier = load(run)
+    classifier.about["data"] = str(gone / "list.csv")
+    classifier.about["data_options"]["root"] = str(gone)
+    file = classifier.save(tmp_path / "manifest.safetensors")
+    for data in (["--data", moved, "--root", shapes], ["--data", shapes]):
+        assert export(file, "--format", "torch", *data) == 0, capsys.readouterr().err
+        assert json.loads((tmp_path / "manifest-torch/replay.json").read_text())["agreement"] == 1
+
+
+def test_other_pictures_need_no_training_split_but_for_int8(run, shapes, tmp_path, capsys) -> None:
+    shutil.copytree(shapes / "圆", tmp_path / "data/val/圆")  # nor pictures of every class
+    arguments = [run, "--out", tmp_path / "export", "--data", tmp_path / "data"]
+    assert export(*arguments, "--format", "torch") == 0, capsys.readouterr().err
+    assert json.loads((tmp_path / "export/replay.json").read_text())["pictures"] == 30
+    assert export(*arguments, "--format", "onnx", "--int8") == 2
+
+
 def test_pictures_that_the_training_has_seen_are_not_replayed_for_those_it_has_not(
     run, shapes, tmp_path, capsys
 ) -> None:
@@ -222,6 +245,7 @@ def test_what_is_not_ours_is_never_replaced(run, tmp_path, capsys) -> None:
         (["--format", "torch", "--int8"], "torch.export keeps float32"),
         (["--format", "onnx", "--min-agreement", 99], "from 0 to 1"),
         (["--format", "onnx", "--pictures", -1], "--pictures is -1"),
+        (["--format", "onnx", "--root", "photos"], "--data MANIFEST --root photos"),
         (["--format", "tensorrt"], "one of onnx, openvino, torch"),
         ([], "missing: FORMAT"),
     ],
