@@ -14,6 +14,7 @@ import torch
 
 from lenext import runs
 from lenext.classifier import Classifier
+from lenext.data.dataset import writable
 from lenext.data.decode import decode
 from lenext.export import command
 from lenext.export.formats import FORMATS
@@ -90,6 +91,25 @@ def test_the_example_reproduces_the_answers_without_lenext(exported, one, files,
     np.testing.assert_allclose(shown, expected, atol=SAME)
     assert [answer["label"] for answer in answers] == [one.classes[i] for i in expected.argmax(1)]
     command.require_ours(folder)  # another export may take the place of one that was used
+
+
+def test_the_example_answers_on_after_a_broken_picture_and_under_any_name(exported, one, tmp_path) -> None:
+    """Bytes that are no text stand in the answer as `lenext predict` spells them."""
+    _, folder = exported
+    for name, data in ((b"a\xff.jpg", corpus.good()["plain.jpg"]), (b"b\xff.jpg", corpus.bad()["cut-plain-50.jpg"])):
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_bytes(data)
+    paths = [os.fsdecode(b"a\xff.jpg"), os.fsdecode(b"b\xff.jpg"), "gone.jpg", os.fsdecode(b"a\xff.jpg")]
+    program = [sys.executable, str(folder / command.EXAMPLE), *paths]
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
+    result = subprocess.run(program, env=environment, capture_output=True, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    first, broken, gone, last = (json.loads(line) for line in result.stdout.splitlines())
+    assert first == last
+    assert first["image"] == writable(paths[0])
+    assert first["label"] in one.classes
+    assert broken["image"] == writable(paths[1])
+    assert "truncated" in broken["error"]
+    assert "No such file" in gone["error"]
 
 
 @pytest.mark.parametrize(

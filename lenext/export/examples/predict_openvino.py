@@ -17,9 +17,15 @@ ABOUT = json.loads((FOLDER / "preprocess.json").read_text(encoding="utf-8"))
 # Some processors would compute with 16 bits if not asked for 32.
 model = openvino.compile_model(FOLDER / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 for path in sys.argv[1:]:
-    probabilities = model(read_picture(path, ABOUT["resize"]))[0][0]
+    image = path.encode(errors="backslashreplace").decode()  # it may hold bytes that are no text
+    try:
+        picture = read_picture(path, ABOUT["resize"])
+    except Exception as error:  # Pillow raises many kinds
+        print(json.dumps({"image": image, "error": str(error)}, ensure_ascii=False))
+        continue
+    probabilities = model(picture)[0][0]
     ranked = [(ABOUT["classes"][i], float(probabilities[i])) for i in np.argsort(-probabilities, kind="stable")]
-    answer = {"image": path, "label": ranked[0][0], "probability": ranked[0][1], "top": ranked[:5]}
+    answer = {"image": image, "label": ranked[0][0], "probability": ranked[0][1], "top": ranked[:5]}
     if "threshold" in ABOUT:  # of several labels, all that are likely enough
         answer["labels"] = [name for name, probability in ranked if probability >= ABOUT["threshold"]]
     print(json.dumps(answer, ensure_ascii=False))

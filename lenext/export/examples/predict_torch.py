@@ -16,9 +16,15 @@ ABOUT = json.loads((FOLDER / "preprocess.json").read_text(encoding="utf-8"))
 
 model = torch.export.load(FOLDER / "model.pt2").module()
 for path in sys.argv[1:]:
-    probabilities = model(torch.from_numpy(read_picture(path, ABOUT["resize"])))[0].detach().numpy()
+    image = path.encode(errors="backslashreplace").decode()  # it may hold bytes that are no text
+    try:
+        picture = read_picture(path, ABOUT["resize"])
+    except Exception as error:  # Pillow raises many kinds
+        print(json.dumps({"image": image, "error": str(error)}, ensure_ascii=False))
+        continue
+    probabilities = model(torch.from_numpy(picture))[0].detach().numpy()
     ranked = [(ABOUT["classes"][i], float(probabilities[i])) for i in np.argsort(-probabilities, kind="stable")]
-    answer = {"image": path, "label": ranked[0][0], "probability": ranked[0][1], "top": ranked[:5]}
+    answer = {"image": image, "label": ranked[0][0], "probability": ranked[0][1], "top": ranked[:5]}
     if "threshold" in ABOUT:  # of several labels, all that are likely enough
         answer["labels"] = [name for name, probability in ranked if probability >= ABOUT["threshold"]]
     print(json.dumps(answer, ensure_ascii=False))
