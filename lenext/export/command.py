@@ -74,7 +74,7 @@ def run(
     if root is not None and data is None:
         raise ValueError(f"--root is for the manifest that --data names: --data MANIFEST --root {root}")
     FORMATS[form].require(int8=int8)
-    folder = default_folder(path, f"{form}-int8" if int8 else form) if out is None else Path(out)
+    folder = default_folder(path, f"{form}-int8" if int8 else form) if out is None else Path(out).resolve()
     recover(folder)
     require_ours(folder)
     classifier = load(path)
@@ -237,6 +237,8 @@ def require_ours(folder: Path) -> None:
     """ValueError where something lies that is not an earlier export."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; --out names a folder")
+    if folder.resolve() == Path.cwd():  # whoever is in it would be left in a folder that is gone
+        raise ValueError(f"{folder} is where you are, and an export takes a folder's place; name another with --out")
     present = {item.name for item in folder.iterdir()} if folder.is_dir() else set()
     if present and not {PREPROCESS, EXAMPLE} <= present <= OURS:
         raise ValueError(f"{folder} holds other files than an export; choose another --out")

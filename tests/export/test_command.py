@@ -239,6 +239,20 @@ def test_what_is_not_ours_is_never_replaced(run, tmp_path, capsys) -> None:
     assert folder.read_text() == "mine"
 
 
+def test_the_folder_may_be_named_in_any_way_but_nobody_may_be_in_it(run, tmp_path, monkeypatch, capsys) -> None:
+    """Whoever is in a folder whose place another takes sees it empty ever after."""
+    real, empty = tmp_path / "real", tmp_path / "empty"
+    real.mkdir()
+    empty.mkdir()
+    (tmp_path / "link").symlink_to(real)
+    monkeypatch.chdir(empty)
+    assert export(run, "--format", "torch", "--pictures", 0, "--out", "../link/.") == 0
+    assert (tmp_path / "link").is_symlink()
+    assert (real / "predict.py").is_file()
+    assert export(run, "--format", "torch", "--pictures", 0, "--out", ".") == 2
+    assert f"{empty} is where you are" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
