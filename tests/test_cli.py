@@ -74,6 +74,7 @@ def test_every_command_has_help_with_defaults(command, capsys):
         (["predict", "no/such/run", "a.png"], "no/such/run does not exist"),
         (["predict", "x", "a.png", "--format", "xml"], "'xml' is not one of table, json, jsonl, csv, parquet"),
         (["evaluate", "no/such/run"], "no/such/run does not exist"),
+        (["evaluate", "run", "--root", "photos"], "lenext evaluate run MANIFEST --root photos"),
         (["models", "resnet81"], "resnet18"),
         (["predict", "alexnet", "a.png"], "no public ImageNet weights of alexnet"),
         (["predict", "tf_efficientnet_lite0", "a.png", "--language", "fr"], "'fr' is not one of en, zh"),

@@ -68,6 +68,8 @@ def evaluate_run(
     Raises ValueError when the run's own test pictures are not those it was made with, or when other data has a class
     that the classifier does not know.
     """
+    if root is not None and data is None:
+        raise ValueError(f"--root is for the manifest that DATA names: lenext evaluate {path} MANIFEST --root {root}")
     classifier = load(path)
     classifier.use_views(views)
     about = classifier.about
