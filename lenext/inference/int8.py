@@ -14,6 +14,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+log = logging.getLogger("lenext")
+
 PRECISE_LAYERS = 6  # from the picture on; of a small network a quarter
 LAYERS = {"Conv", "Convolution", "GroupConvolution", "Gemm", "MatMul"}  # as ONNX and OpenVINO name them
 
@@ -36,6 +38,7 @@ def quantise(
     from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
     logging.getLogger("nncf").setLevel(logging.ERROR)
+    log.info("setting the scales of int8 by %d pictures, which takes a minute or two", len(calibration))
     onnx = not hasattr(converted, "get_parameters")  # an openvino.Model has them
     name = converted.graph.input[0].name if onnx else 0
     pictures: Sequence[Any] = [{name: x[None].numpy()} for x in calibration]
