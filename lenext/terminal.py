@@ -66,7 +66,8 @@ class Bar:
     def __init__(self, progress: Progress, description: str, total: int, done: int) -> None:
         self._progress = progress
         self._task = progress.add_task(description, total=total, completed=done, note="")
-        self._began, self._start, self._said = time.monotonic(), done, time.monotonic()
+        self._begin: tuple[float, float] | None = None  # when the first step was done, and how many were then
+        self._said = time.monotonic()
 
     def advance(self, amount: int = 1, note: str = "") -> None:
         self._progress.update(self._task, advance=amount, note=note)
@@ -78,12 +79,14 @@ class Bar:
 
     def _say(self) -> None:
         now, task = time.monotonic(), self._progress.tasks[0]
+        began, start = self._begin = self._begin or (now, task.completed)
         if errors.is_terminal or now - self._said < LINE_EVERY or not task.total:
             return
-        self._said, rest = now, task.total - task.completed
-        left = (now - self._began) / max(task.completed - self._start, 1) * rest
+        self._said, done = now, task.completed - start
+        # What was prepared until the first step says nothing of the time that the others take.
+        left = f", {(now - began) / done * (task.total - task.completed):.0f} s left" if done else ""
         note = f"  {task.fields['note']}" if task.fields["note"] else ""
-        text = f"{task.description}: {task.completed:.0f} of {task.total:.0f}, {left:.0f} s left{note}"
+        text = f"{task.description}: {task.completed:.0f} of {task.total:.0f}{left}{note}"
         errors.print(text, markup=False, soft_wrap=True)
 
 

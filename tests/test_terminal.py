@@ -6,15 +6,17 @@ from lenext import terminal
 
 
 def test_a_log_file_gets_plain_lines_from_time_to_time(monkeypatch, capsys):
-    monkeypatch.setattr(terminal, "LINE_EVERY", 0.0)
-    with terminal.bar("epoch 1/2", 4, done=2) as bar:
+    seconds = iter([0, 100, 110, 115, 190])  # the first step comes after long preparations
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: next(seconds))
+    with terminal.bar("epoch 1/2", 12, done=2) as bar:
         bar.advance(note="loss 0.5 [not markup]")
         bar.to(4)
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith("epoch 1/2: 3 of 4, ")
-    assert lines[0].endswith(" s left  loss 0.5 [not markup]")
-    assert lines[1].startswith("epoch 1/2: 4 of 4, 0 s left")
-    assert len(lines) == 2
+        bar.to(5)
+        bar.to(11)
+    assert capsys.readouterr().err.splitlines() == [
+        "epoch 1/2: 3 of 12  loss 0.5 [not markup]",
+        "epoch 1/2: 11 of 12, 11 s left",
+    ]
 
 
 def test_short_work_says_nothing(capsys):
