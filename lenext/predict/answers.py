@@ -69,18 +69,23 @@ def _texts(answers: Iterable[Answer], form: Form, layout: Layout) -> Iterator[st
 
 
 def _csv(answers: Iterable[Answer], layout: Layout) -> Iterator[str]:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
     ranked = [f"{key}_{rank}" for rank in range(1, layout.ranks + 1) for key in ("label", "probability")]
-    writer.writerow(["image", "label", "probability", "error", *(["labels"] if layout.several else []), *ranked])
+    header = ["image", "label", "probability", "error", *(["labels"] if layout.several else []), *ranked]
+    before = _csv_line(header)
     for answer in answers:
         # Several labels in one cell are JSON, as in a manifest.
         labels = [json.dumps(answer["labels"], ensure_ascii=False)] if layout.several else []
-        top = (entry[key] for entry in answer["top"] for key in ("label", "probability"))
-        writer.writerow([answer["image"], answer["label"], answer["probability"], answer["error"], *labels, *top])
-        yield buffer.getvalue()
-        buffer.seek(0)
-        buffer.truncate()
+        top = [entry[key] for entry in answer["top"] for key in ("label", "probability")]
+        row = [answer["image"], answer["label"], answer["probability"], answer["error"], *labels, *top]
+        yield before + _csv_line(row + [None] * (len(header) - len(row)))  # a broken picture has no classes
+        before = ""
+
+
+def _csv_line(row: list[Any]) -> str:
+    """Ends as Unix has it; but the writer quotes a carriage return, which names may have, only where lines end so."""
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\r\n").writerow(row)
+    return buffer.getvalue().removesuffix("\r\n") + "\n"
 
 
 def _write_parquet(answers: Iterable[Answer], layout: Layout, file: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 
 import numpy as np
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -56,6 +57,24 @@ def test_every_form_says_the_same(page, run, shapes, tmp_path, capsys, monkeypat
         table = list(csv.DictReader(file))
     assert [row["label_2"] or None for row in table] == [row["top"][1]["label"] if row["top"] else None for row in rows]
     assert {path.name.partition(".")[0] for path in (tmp_path / "new folder").iterdir()} == {"answers"}
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_csv_is_a_table_for_every_reader(several, tmp_path):
+    """Also with a broken picture and with the ends of lines of other systems in names."""
+    names, file = ["a\r.png", "b\n.png", 'c\r\n", .png', "broken.png"], tmp_path / "a.csv"
+    labels = ["猫"] if several else None
+    rows = [Prediction(name, "猫", 0.75, [("猫", 0.75), ("狗", 0.25)], labels=labels) for name in names[:3]]
+    rows += [Prediction(names[3], None, None, [], "empty", labels and [])]
+    answers.write((row.to_dict() for row in rows), "csv", answers.Layout(2, several), file)
+    with open(file, encoding="utf-8", newline="") as stream:
+        table = list(csv.reader(stream))
+    assert [row[0] for row in table] == ["image", *names]
+    assert {len(row) for row in table} == {8 + several}
+    options = pyarrow.csv.ParseOptions(newlines_in_values=True)
+    found = pyarrow.csv.read_csv(file, parse_options=options)
+    assert found["image"].to_pylist() == names
+    assert found["probability_2"].to_pylist() == [0.25, 0.25, 0.25, None]
 
 
 def test_every_malformed_picture_has_its_row_and_the_others_their_answers(run, tmp_path, capsys):
