@@ -125,7 +125,10 @@ def build_parser() -> ArgumentParser:
         "paths", nargs="+", type=str, help="Pictures, folders of pictures, patterns like 'a/*.jpg', or URLs"
     )
     predict.add_argument("--top-k", type=int, default=5, help="Number of classes in each answer")
-    predict.add_argument("--format", type=PredictOutput, default="table", help="Form of the answer")
+    predict.add_argument(
+        "--format", type=PredictOutput | None, default=None, help="Form of the answer (default: what the ending of "
+        "--out says, else a table)",
+    )  # fmt: skip
     predict.add_argument(
         "--out", type=str | None, default=None, help="File for the answer; an interrupted command goes on where it was "
         "(default: standard output)",
@@ -373,7 +376,7 @@ def _predict(args: Namespace) -> int:
 
     given = _given(args)
     with terminal.messages():
-        answered = predict.run(given.pop("run"), given.pop("paths"), form=given.pop("format", "table"), **given)
+        answered = predict.run(given.pop("run"), given.pop("paths"), form=given.pop("format", None), **given)
     return 0 if answered else 1
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from lenext import terminal
 
@@ -29,6 +29,12 @@ class Layout:
 
     ranks: int
     several: bool
+
+
+def form_of(out: str | None) -> Form:
+    """The form that a file's ending names; a table where there is no file, or its ending says nothing."""
+    ending = Path(out or "").suffix.lower()
+    return next((form for form in get_args(Form) if ending == f".{form}"), "table")
 
 
 def show(answers: Iterable[Answer], form: Form, layout: Layout) -> None:

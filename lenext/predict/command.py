@@ -33,7 +33,7 @@ def run(
     inputs: Sequence[str],
     *,
     top_k: int = 5,
-    form: Form = "table",
+    form: Form | None = None,
     out: str | None = None,
     language: str | None = None,
     views: int | None = None,
@@ -45,9 +45,11 @@ def run(
 ) -> int:
     """Predict every picture that `inputs` name and write the answer; returns how many pictures got one.
 
-    The arguments are those of `Classifier.stream` and of the command line. With `out` an interrupted command goes on
-    where it was. Raises ValueError for a request that makes no sense, before anything is written.
+    The arguments are those of `Classifier.stream` and of the command line. form: where none is given, what the ending
+    of `out` says. With `out` an interrupted command goes on where it was. Raises ValueError for a request that makes no
+    sense, before anything is written.
     """
+    form = form or answers.form_of(out)
     if form == "parquet" and out is None:
         raise ValueError("--format parquet is binary and needs a file: --out answers.parquet")
     if top_k < 1:

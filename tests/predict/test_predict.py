@@ -59,6 +59,19 @@ def test_every_form_says_the_same(page, run, shapes, tmp_path, capsys, monkeypat
     assert {path.name.partition(".")[0] for path in (tmp_path / "new folder").iterdir()} == {"answers"}
 
 
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [("a.parquet", "parquet"), ("b.JSON", "json"), ("c.jsonl", "jsonl"), ("d.csv", "csv"), ("e.txt", "csv")],
+)
+def test_the_ending_of_the_file_names_the_form(name, form, run, shapes, tmp_path, capsys):
+    asked, file = ["predict", run, shapes / "圆/0.png", "--out"], tmp_path / name
+    assert lenext_command(*asked, file, capsys=capsys)[0] == 0
+    lenext_command(*asked, tmp_path / "named", "--format", form, capsys=capsys)
+    assert file.read_bytes() == (tmp_path / "named").read_bytes()
+    lenext_command(*asked, file, "--format", "json", capsys=capsys)  # a form that is given is the one
+    assert json.loads(file.read_text(encoding="utf-8"))
+
+
 @pytest.mark.parametrize("several", [False, True])
 def test_csv_is_a_table_for_every_reader(several, tmp_path):
     """Also with a broken picture and with the ends of lines of other systems in names."""
