@@ -6,6 +6,9 @@ Results go to standard output, progress and messages to standard error. Exit sta
 
 from __future__ import annotations
 
+import codecs
+import io
+import json
 import os
 import re
 import sys
@@ -56,6 +59,7 @@ class _Parser(ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Entry point of the command `lenext`; ends the process with the exit status."""
+    _print_anything()
     parser = build_parser()
     args = parser.parse_args(list(sys.argv[1:] if argv is None else argv), defaults=False)
     command = args.subcommand
@@ -524,6 +528,18 @@ def _spoken(error: OSError | MemoryError | FloatingPointError, command: str) -> 
         mend = "lenext train --resume RUN" if command in ("train", "demo") else "repeat the command"
         return f"the disk is full{where}; what was saved before is whole. Make room, then {mend}"
     return str(error)
+
+
+def _print_anything() -> None:
+    """What standard output has no character for is escaped as JSON has it, which leaves JSON valid."""
+    codecs.register_error("json", _escaped)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="json")
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
 
 
 def _quiet_libraries() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 
@@ -57,6 +58,21 @@ def test_every_form_says_the_same(page, run, shapes, tmp_path, capsys, monkeypat
         table = list(csv.DictReader(file))
     assert [row["label_2"] or None for row in table] == [row["top"][1]["label"] if row["top"] else None for row in rows]
     assert {path.name.partition(".")[0] for path in (tmp_path / "new folder").iterdir()} == {"answers"}
+
+
+@pytest.mark.parametrize("form", ["json", "csv", "table"])
+def test_a_terminal_without_the_characters_gets_them_escaped(form, run, shapes, capsys, monkeypatch):
+    asked = ["predict", run, shapes / "圆/0.png", "--format", form]
+    whole = lenext_command(*asked, capsys=capsys)[1]
+    with io.TextIOWrapper(io.BytesIO(), "latin-1", write_through=True) as terminal:
+        monkeypatch.setattr("sys.stdout", terminal)
+        assert lenext_command(*asked, capsys=capsys)[0] == 0
+        out = terminal.buffer.getvalue().decode("latin-1")
+    assert "\\u5706" in out
+    if form == "json":
+        assert json.loads(out) == json.loads(whole)
+    elif form == "csv":
+        assert out.encode("ascii").decode("unicode-escape") == whole
 
 
 @pytest.mark.parametrize(
