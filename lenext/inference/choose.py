@@ -101,7 +101,7 @@ def remembered_backend(
     sample: uint8 (B, 3, S, S); what it shows does not matter.
     """
     known = runs.recall("backends", _key(model, preprocess, sample, tolerance, candidates))
-    if known not in NAMES:
+    if known not in tuple(NAMES):  # nor what is no name at all: a file in a cache may hold anything
         return None
     try:
         return known, make_backend(known, model, preprocess)

@@ -210,6 +210,12 @@ def test_other_weights_are_measured_anew(made, network, pictures) -> None:
     assert choose.remembered_backend(other, PREPROCESS, pictures, candidates=candidates) is None
 
 
+@pytest.mark.parametrize("value", [{}, [], None, 3, "tensorrt"])
+def test_a_damaged_memory_is_none(value, made, network, pictures, monkeypatch) -> None:
+    monkeypatch.setattr(choose.runs, "recall", lambda room, key: value)
+    assert choose.remembered_backend(network, PREPROCESS, pictures) is None
+
+
 @pytest.mark.parametrize("tolerance", [-0.1, 1.5, float("nan")])
 def test_a_tolerance_is_a_share(tolerance, network, pictures) -> None:
     with pytest.raises(ValueError, match="--tolerance is"):
