@@ -6,6 +6,7 @@ The choice is kept in the user's cache folder, by machine and network, so that t
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import importlib.util
 import logging
 import os
@@ -143,20 +144,36 @@ def _is_faster(one: tuple[str, Backend], other: tuple[str, Backend], sample: Ten
 def _key(
     model: nn.Module, preprocess: Preprocess, sample: Tensor, tolerance: float, candidates: Sequence[str]
 ) -> dict[str, Any]:
-    """What a choice depends on: machine, packages and the network itself, of whose weights a few stand for all."""
-    weights = hashlib.sha256(str(model).encode())
-    for parameter in model.parameters():
-        weights.update(parameter.detach().flatten()[:16].float().numpy().tobytes())
+    """What a choice depends on: machine, packages, network and what is asked of it."""
+    packages = {name for name in NAMES.values() if name is not None and importlib.util.find_spec(name)}
     return {
         "lenext": __version__,
         "torch": torch.__version__,
         "processor": runs.processor_name(),
         "cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "packages": sorted(name for name in set(NAMES.values()) - {None} if importlib.util.find_spec(str(name))),
-        "network": weights.hexdigest(),
+        "packages": {name: _version(name) for name in sorted(packages)},
+        "network": network_digest(model),
         "preprocess": preprocess.to_dict(),
         "side": sample.shape[-1],  # how many pictures there were at once matters little
         "tolerance": tolerance,
         "candidates": list(candidates),
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # one that goes by another name, such as onnxruntime-gpu
+        return None
+
+
+def network_digest(model: nn.Module) -> str:
+    """Of a network's layers and everything in its state."""
+    digest = hashlib.sha1(str(model).encode())  # the fastest of hashlib's: 1 GB a second and more
+    for name, tensor in model.state_dict().items():
+        if tensor.ndim == 4:  # as backends lay them: of (O, H, W, I) in memory nothing is copied
+            tensor = tensor.permute(0, 2, 3, 1)
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

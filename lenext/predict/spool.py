@@ -20,6 +20,7 @@ from typing import Any
 
 from lenext.classifier import BATCH, Classifier
 from lenext.data.dataset import writable
+from lenext.inference.choose import network_digest
 
 log = logging.getLogger("lenext")
 
@@ -139,13 +140,6 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 def fingerprint(classifier: Classifier) -> str:
     """Of everything in a classifier that its answers depend on."""
-    import torch
-
-    digest = hashlib.sha256(
-        repr((classifier.architecture, classifier.classes, classifier.preprocess, classifier.task)).encode()
-    )
-    digest.update(repr(classifier.temperature).encode())
-    for name, tensor in classifier.model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    described = (classifier.architecture, classifier.classes, classifier.preprocess, classifier.task)
+    network = network_digest(classifier.model)
+    return hashlib.sha256(repr((*described, classifier.temperature, network)).encode()).hexdigest()

@@ -203,11 +203,21 @@ def test_what_the_other_leaves_running_does_not_decide(made, network, pictures, 
     assert name == "openvino-float32"
 
 
-def test_other_weights_are_measured_anew(made, network, pictures) -> None:
+@pytest.mark.parametrize("name", ["fc.weight", "bn1.running_mean"])
+def test_other_weights_are_measured_anew(name, made, pictures) -> None:
+    """Any of them, though it be the last of a layer, and also what is no parameter."""
+    candidates, network = tuple(made), small_network()
+    choose.fastest_backend(network, PREPROCESS, pictures, 1000, candidates=candidates)
+    assert choose.remembered_backend(small_network(), PREPROCESS, pictures, candidates=candidates)
+    network.state_dict()[name].view(-1)[-1] += 1
+    assert choose.remembered_backend(network, PREPROCESS, pictures, candidates=candidates) is None
+
+
+def test_another_version_of_a_package_is_measured_anew(made, network, pictures, monkeypatch) -> None:
     candidates = tuple(made)
     choose.fastest_backend(network, PREPROCESS, pictures, 1000, candidates=candidates)
-    other = lively(create_model("resnet18", num_classes=5, stem="small", width=8)).eval()
-    assert choose.remembered_backend(other, PREPROCESS, pictures, candidates=candidates) is None
+    monkeypatch.setattr(choose.importlib.metadata, "version", lambda package: "2099.1")
+    assert choose.remembered_backend(network, PREPROCESS, pictures, candidates=candidates) is None
 
 
 @pytest.mark.parametrize("value", [{}, [], None, 3, "tensorrt"])
