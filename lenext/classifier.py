@@ -129,8 +129,9 @@ class Classifier:
         inputs: a path, encoded bytes, a PIL picture, a uint8 array (H, W, 3) or (H, W), or a list of these, in which a
         folder or a pattern such as "photos/*.jpg" stands for all its pictures.
         threshold: below this probability the label is "unknown"; of a multi-label classifier, what a label needs.
-        backend: a name of `lenext.inference.backends.NAMES`, or auto: the fastest that agrees, where there are many
-        pictures. allow_urls: fetch texts that are URLs, from addresses of the public internet alone.
+        backend: a name of `lenext.inference.backends.NAMES`, or auto: the fastest that agrees, where there are pictures
+        enough for the time that making it takes. allow_urls: fetch texts that are URLs, from addresses of the public
+        internet alone.
         A picture that cannot be read gets a Prediction with `error`; it never stops the others.
         Raises ValueError for arguments that make no sense.
         """
@@ -159,7 +160,7 @@ class Classifier:
         """Predictions one after the other, read and computed in batches: memory does not grow with the number.
 
         tolerance: how far the answers of a backend that auto chooses may be from float32, as a share of the outputs'
-        norm. expected: about how many pictures there are; few are not worth looking for a faster backend.
+        norm. expected: about how many pictures there are; few are not worth making a faster backend.
         pixels: instead of `pixels_of`, for inputs that it does not know; called in several threads.
         """
         if top_k < 1:

@@ -1,6 +1,7 @@
 """The fastest backend whose answers agree with plain PyTorch in float32, by measurement on real pictures.
 
-The choice is kept in the user's cache folder, by machine and network, so that the next command begins at once.
+The choice is kept in the user's cache folder, by machine and network, so that the next command begins at once. With it
+are the seconds by which that command knows whether making the backend pays for its number of pictures.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -24,8 +26,12 @@ from lenext.version import __version__
 
 log = logging.getLogger("lenext")
 
-# Converting and compiling a network costs seconds; below this number of pictures plain PyTorch is done earlier.
-WORTH_MEASURING = 200
+# Fewer pictures are done in plain PyTorch before it is known what else would do.
+FEWEST = 32
+# Looking for the fastest backend takes ten seconds and more. What plain PyTorch does sooner is not worth it.
+WORTH_SECONDS = 10.0
+# For so many pictures it is worth it with any network; also to be said where nobody knows how many will come.
+WORTH_MEASURING = 1_000_000
 # Answers of different backends may differ by this share of the outputs' norm. float32 backends differ by a millionth;
 # many networks stay below a hundredth in bfloat16, those with narrow linear bottlenecks (MobileNet's) do not.
 SAME = 1e-3
@@ -36,6 +42,21 @@ FEW = ("cuda-float32", "cuda-tf32", "cuda-float16", "cuda-bfloat16", "openvino-f
 CANDIDATES = (*FEW, "onnxruntime-float32", PLAIN, "pytorch-bfloat16")
 ROUNDS = 3
 TINY = torch.finfo(torch.float32).tiny  # outputs may be as small as they like: untrained networks' are
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was found. plain, chosen: seconds a picture in plain PyTorch and with the fastest backend. making: seconds
+    until that had its first answers."""
+
+    backend: str
+    plain: float
+    chosen: float
+    making: float
+
+    def pays(self, pictures: int) -> bool:
+        """Whether so many pictures are done sooner, though the backend must be made first."""
+        return pictures * (self.plain - self.chosen) > self.making
 
 
 def fastest_backend(
@@ -51,7 +72,8 @@ def fastest_backend(
 ) -> tuple[str, Backend]:
     """(name, backend) of the fastest backend whose outputs agree with float32 PyTorch.
 
-    sample: uint8 (B, 3, S, S), real pictures. pictures: how many there are to run; few are not worth measuring.
+    sample: uint8 (B, 3, S, S), real pictures. pictures: how many there are to run; where plain PyTorch is done with
+    them sooner than another backend would be made or found, it is plain PyTorch.
     tolerance: largest error allowed, as a share of the outputs' norm.
     only: the name of the backend to take without measuring. candidates: names to measure; those whose package is
     missing are passed over. calibration: gives uint8 (N, 3, S, S), the pictures by which an int8 backend, which is
@@ -65,28 +87,19 @@ def fastest_backend(
     if only is not None:
         pictures_of_training = calibration() if only.endswith("int8") and calibration else None
         return only, make_backend(only, model, preprocess, pictures_of_training)
-    if next(model.parameters()).device.type != "cpu" or pictures < WORTH_MEASURING:
+    if next(model.parameters()).device.type != "cpu" or pictures < FEWEST:
         return PLAIN, plain
-    if known := remembered_backend(model, preprocess, sample, tolerance=tolerance, candidates=candidates):
+    key = _key(model, preprocess, sample, tolerance, candidates)
+    choice = _recall(key)
+    if choice is not None and not choice.pays(pictures):
+        return PLAIN, plain
+    if choice is not None and (known := _make(choice, model, preprocess)):
         return known
-    few = sample[:4]
-    reference = plain(few)
-    found = _usable(candidates)
-    best: tuple[str, Backend] | None = None
-    for name in found:
-        try:
-            backend = plain if name == PLAIN else make_backend(name, model, preprocess)
-            outputs = backend(few)
-        except (ValueError, torch.OutOfMemoryError) as error:  # what cannot be converted still runs in PyTorch
-            log.debug("%s", error)
-            continue
-        difference = float((outputs - reference).norm() / reference.norm().clamp_min(TINY))
-        log.debug("%s: difference %.1e", name, difference)
-        if difference <= tolerance and (best is None or _is_faster((name, backend), best, sample)):
-            best = name, backend
-    best = best or (PLAIN, plain)
-    runs.remember("backends", _key(model, preprocess, sample, tolerance, candidates), best[0])
-    return best
+    if pictures * _seconds(plain, sample[:4]) < WORTH_SECONDS:
+        return PLAIN, plain
+    choice, backend = _measure(model, preprocess, sample, tolerance, candidates)
+    runs.remember("backends", key, asdict(choice))
+    return choice.backend, backend
 
 
 def remembered_backend(
@@ -97,18 +110,46 @@ def remembered_backend(
     tolerance: float = CLOSE,
     candidates: Sequence[str] = CANDIDATES,
 ) -> tuple[str, Backend] | None:
-    """(name, backend) of what `fastest_backend` found on this machine before; None where it has not looked yet.
+    """(name, backend) of what `fastest_backend` found on this machine before, however long it takes to make; None where
+    it has not looked yet.
 
     sample: uint8 (B, 3, S, S); what it shows does not matter.
     """
-    known = runs.recall("backends", _key(model, preprocess, sample, tolerance, candidates))
-    if known not in tuple(NAMES):  # nor what is no name at all: a file in a cache may hold anything
-        return None
+    choice = _recall(_key(model, preprocess, sample, tolerance, candidates))
+    return None if choice is None else _make(choice, model, preprocess)
+
+
+def _make(choice: Choice, model: nn.Module, preprocess: Preprocess) -> tuple[str, Backend] | None:
     try:
-        return known, make_backend(known, model, preprocess)
-    except ValueError as error:  # the package that it needs has gone
+        return choice.backend, make_backend(choice.backend, model, preprocess)
+    except ValueError as error:  # no more: a GPU may be full
         log.debug("%s", error)
         return None
+
+
+def _measure(
+    model: nn.Module, preprocess: Preprocess, sample: Tensor, tolerance: float, candidates: Sequence[str]
+) -> tuple[Choice, Backend]:
+    """The choice, and the backend that is made already."""
+    plain, few = torch_backend(model, preprocess), sample[:4]
+    reference = plain(few)
+    best: tuple[str, Backend] | None = None
+    making = {PLAIN: 0.0}
+    for name in _usable(candidates):
+        begin = time.perf_counter()
+        try:
+            backend = plain if name == PLAIN else make_backend(name, model, preprocess)
+            outputs = backend(few)
+        except (ValueError, torch.OutOfMemoryError) as error:  # what cannot be converted still runs in PyTorch
+            log.debug("%s", error)
+            continue
+        making.setdefault(name, time.perf_counter() - begin)
+        difference = float((outputs - reference).norm() / reference.norm().clamp_min(TINY))
+        log.debug("%s: difference %.1e", name, difference)
+        if difference <= tolerance and (best is None or _is_faster((name, backend), best, sample)):
+            best = name, backend
+    name, backend = best or (PLAIN, plain)
+    return Choice(name, _seconds(plain, sample), _seconds(backend, sample), making[name]), backend
 
 
 def _usable(candidates: Sequence[str]) -> list[str]:
@@ -123,22 +164,34 @@ def _usable(candidates: Sequence[str]) -> list[str]:
 
 
 def _is_faster(one: tuple[str, Backend], other: tuple[str, Backend], sample: Tensor) -> bool:
-    """Whether the first of two, which run in turn: what else the machine does, now or later, falls on both alike.
-
-    The first run of a turn is not counted: ONNX Runtime's threads wait busily for more after their last one, which took
-    a quarter of OpenVINO's speed with MobileNetV3.
-    """
+    """Whether the first of two, which run in turn: what else the machine does, now or later, falls on both alike."""
     seconds: dict[str, float] = {}
     for name, backend in (one, other) * ROUNDS:
-        backend(sample)
-        begin = time.perf_counter()
-        backend(sample)
-        seconds[name] = min(time.perf_counter() - begin, seconds.get(name, float("inf")))
-    log.debug(" against ".join(f"{name}, {len(sample) / spent:.0f} images/s" for name, spent in seconds.items()))
+        seconds[name] = min(_seconds(backend, sample), seconds.get(name, float("inf")))
+    log.debug(" against ".join(f"{name}, {1 / spent:.0f} images/s" for name, spent in seconds.items()))
     return seconds[one[0]] < seconds[other[0]]
 
 
+def _seconds(backend: Backend, sample: Tensor) -> float:
+    """Seconds a picture. The first of two runs is not counted: kernels are made in it, and ONNX Runtime's threads wait
+    busily for more after their last one, which took a quarter of OpenVINO's speed with MobileNetV3."""
+    backend(sample)
+    begin = time.perf_counter()
+    backend(sample)
+    return (time.perf_counter() - begin) / len(sample)
+
+
 # ------------------------------------------------------------------------------------------------------ memory
+
+
+def _recall(key: dict[str, Any]) -> Choice | None:
+    """None also for what is no choice: a file in a cache may hold anything."""
+    kept = runs.recall("backends", key)
+    try:
+        choice = Choice(kept["backend"], *(float(kept[name]) for name in ("plain", "chosen", "making")))
+    except (TypeError, KeyError, ValueError):
+        return None
+    return choice if choice.backend in tuple(NAMES) else None
 
 
 def _key(

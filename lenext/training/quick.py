@@ -80,7 +80,7 @@ class Extractor:
             self.boundary, self.shape = 0, (0,)
         reader = _Reader(network, self.boundary)
         self.backend_name, self.backend = fastest_backend(
-            reader, preprocess, sample, self.n, only=backend, tolerance=TRAINING_ERROR
+            reader, preprocess, sample, self.n * MOST_VIEWS, only=backend, tolerance=TRAINING_ERROR
         )
         # Until a whole view has been read, by a few pictures; the first time is for kernels.
         self.seconds_per_picture = min(_seconds(self.backend, sample) for _ in range(2)) / len(sample)

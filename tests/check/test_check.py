@@ -35,7 +35,7 @@ CONTRACT = {"counts", "unreadable", "exact_duplicates", "near_duplicates", "acro
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     # Choosing the fastest backend takes longer than these pictures do.
-    monkeypatch.setattr("lenext.inference.choose.WORTH_MEASURING", 10_000)
+    monkeypatch.setattr("lenext.inference.choose.FEWEST", 10_000)
 
 
 def sound_folder(root: Path, classes=("圆", "三角"), n: int = 12) -> Path:

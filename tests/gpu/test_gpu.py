@@ -94,7 +94,7 @@ def test_an_answer_that_does_not_fit_is_made_in_parts(little_memory) -> None:
 def test_the_fastest_backend_is_one_of_the_gpu_and_agrees(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     model, pictures = small_network(), some_pictures()
-    name, run = choose.fastest_backend(model, PREPROCESS, pictures, 1000, tolerance=1e-3)
+    name, run = choose.fastest_backend(model, PREPROCESS, pictures, choose.WORTH_MEASURING, tolerance=1e-3)
     assert name.startswith("cuda")
     assert difference(run(pictures), torch_backend(model, PREPROCESS)(pictures)) < 2e-3
     known = choose.remembered_backend(model, PREPROCESS, pictures, tolerance=1e-3, candidates=choose.FEW)

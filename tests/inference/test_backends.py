@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -107,9 +106,30 @@ def test_a_backend_that_there_is_not_or_that_lacks_its_package_is_named(network:
         make_backend("onnxruntime-int8", network, PREPROCESS)
 
 
+class Clock:
+    """Time that passes only when someone sleeps, however busy the machine is."""
+
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        self.now += 1e-6
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
 @pytest.fixture
-def made(monkeypatch, tmp_path) -> dict[str, list[int]]:
-    """Backends of three names that take the time and make the error that their names say; what each has computed."""
+def clock(monkeypatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(choose, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def made(clock, monkeypatch, tmp_path) -> dict[str, list[int]]:
+    """Backends of three names that take the time and make the error that their names say, beside a slower PyTorch; what
+    each has computed."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     work = {"openvino-float32": (0.002, 0.0), "openvino-bfloat16": (0.0, 0.02), "onnxruntime-float32": (0.05, 0.0)}
     done: dict[str, list[int]] = {name: [] for name in work}
@@ -120,12 +140,22 @@ def made(monkeypatch, tmp_path) -> dict[str, list[int]]:
         def run(x: Tensor) -> Tensor:
             done[name].append(len(x))
             outputs = plain(x)
-            time.sleep(seconds * len(x))
+            clock.sleep(seconds * len(x))
             return outputs * (1 + error)
 
         return run
 
+    def slow(model: nn.Module, preprocess: Preprocess) -> Callable:
+        plain = torch_backend(model, preprocess)
+
+        def run(x: Tensor) -> Tensor:
+            clock.sleep(0.012 * len(x))
+            return plain(x)
+
+        return run
+
     monkeypatch.setattr(choose, "make_backend", make)
+    monkeypatch.setattr(choose, "torch_backend", slow)
     monkeypatch.setattr(choose.importlib.util, "find_spec", lambda name: name)
     return done
 
@@ -139,7 +169,8 @@ def test_the_fastest_that_agrees_is_taken_and_remembered(tolerance, expected, ma
             network, PREPROCESS, pictures, pictures_to_come, tolerance=tolerance, candidates=candidates
         )[0]
 
-    assert chosen(choose.WORTH_MEASURING - 1) == PLAIN  # few pictures are done before anything is compiled
+    for few in (choose.FEWEST - 1, 500):  # done before anything is compiled
+        assert chosen(few) == PLAIN
     assert not any(made.values())
     assert chosen() == expected
     assert all(made.values())
@@ -154,6 +185,23 @@ def test_the_fastest_that_agrees_is_taken_and_remembered(tolerance, expected, ma
     assert known[0] == expected
 
 
+def test_a_backend_is_made_for_as_many_pictures_as_pay_for_it(made, clock, network, pictures, monkeypatch) -> None:
+    make = choose.make_backend
+
+    def make_slowly(name: str, *rest: Any) -> Callable:
+        clock.sleep(2)
+        return make(name, *rest)
+
+    monkeypatch.setattr(choose, "make_backend", make_slowly)
+    asked, only = (network, PREPROCESS, pictures), ("openvino-float32",)
+    assert choose.fastest_backend(*asked, 1000, candidates=only)[0] == "openvino-float32"
+    made["openvino-float32"].clear()
+    assert choose.fastest_backend(*asked, 100, candidates=only)[0] == PLAIN  # in 1.2 s
+    assert choose.fastest_backend(*asked, 500, candidates=only)[0] == "openvino-float32"  # 3 s instead of 6
+    assert choose.remembered_backend(*asked, candidates=only) is not None
+    assert not any(made.values())
+
+
 def test_small_outputs_must_agree_as_well(made, pictures) -> None:
     """Those of an untrained MobileNetV3 are a hundred-millionth."""
     network = small_network()
@@ -164,7 +212,7 @@ def test_small_outputs_must_agree_as_well(made, pictures) -> None:
     assert name == "openvino-float32"
 
 
-def test_a_machine_that_is_busy_at_first_does_not_decide(made, network, pictures, monkeypatch) -> None:
+def test_a_machine_that_is_busy_at_first_does_not_decide(made, clock, network, pictures, monkeypatch) -> None:
     """As one that serves while it measures: the first candidate must not suffer for all."""
     make, timed = choose.make_backend, itertools.count()
 
@@ -173,7 +221,7 @@ def test_a_machine_that_is_busy_at_first_does_not_decide(made, network, pictures
 
         def work(x: Tensor) -> Tensor:
             if len(x) == len(pictures) and next(timed) < choose.ROUNDS:
-                time.sleep(1.5)
+                clock.sleep(1.5)
             return run(x)
 
         return work
@@ -183,7 +231,7 @@ def test_a_machine_that_is_busy_at_first_does_not_decide(made, network, pictures
     assert name == "openvino-float32"
 
 
-def test_what_the_other_leaves_running_does_not_decide(made, network, pictures, monkeypatch) -> None:
+def test_what_the_other_leaves_running_does_not_decide(made, clock, network, pictures, monkeypatch) -> None:
     """ONNX Runtime's threads wait busily after their last run: whoever comes next begins slowly."""
     make, ran = choose.make_backend, [""]
 
@@ -192,7 +240,7 @@ def test_what_the_other_leaves_running_does_not_decide(made, network, pictures, 
 
         def work(x: Tensor) -> Tensor:
             if name == "openvino-float32" and ran != [name]:
-                time.sleep(1.5)
+                clock.sleep(1.5)
             ran[:] = [name]
             return run(x)
 
@@ -220,7 +268,13 @@ def test_another_version_of_a_package_is_measured_anew(made, network, pictures, 
     assert choose.remembered_backend(network, PREPROCESS, pictures, candidates=candidates) is None
 
 
-@pytest.mark.parametrize("value", [{}, [], None, 3, "tensorrt"])
+KEPT = {"backend": "openvino-float32", "plain": 0.2, "chosen": 0.1, "making": 3.0}
+
+
+@pytest.mark.parametrize(
+    "value", [{}, [], None, 3, "openvino-float32", KEPT | {"backend": {}}, KEPT | {"backend": "tensorrt"},
+              KEPT | {"plain": None}, KEPT | {"making": "long"}],
+)  # fmt: skip
 def test_a_damaged_memory_is_none(value, made, network, pictures, monkeypatch) -> None:
     monkeypatch.setattr(choose.runs, "recall", lambda room, key: value)
     assert choose.remembered_backend(network, PREPROCESS, pictures) is None

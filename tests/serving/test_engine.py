@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import httpx
@@ -23,7 +23,7 @@ from lenext.data.decode import UnreadableImage
 from lenext.data.reading import THREADS
 from lenext.data.transforms import eval_transform
 from lenext.inference.backends import PLAIN
-from lenext.inference.choose import CANDIDATES, SAME, _key
+from lenext.inference.choose import CANDIDATES, SAME, Choice, _key
 from lenext.serving.engine import SAMPLE, Busy, Engine
 from lenext.serving.measure import Measurement
 from tests.data import corpus
@@ -159,7 +159,8 @@ def test_a_picture_that_breaks_the_network_breaks_alone(classifier: Classifier) 
 
 def remembered_as(classifier: Classifier, name: str) -> None:
     blank = torch.zeros(SAMPLE, 3, 32, 32, dtype=torch.uint8)
-    runs.remember("backends", _key(classifier.model, classifier.preprocess, blank, SAME, CANDIDATES), name)
+    choice = asdict(Choice(name, plain=0.002, chosen=0.001, making=1.0))
+    runs.remember("backends", _key(classifier.model, classifier.preprocess, blank, SAME, CANDIDATES), choice)
 
 
 def test_the_backend_that_was_found_before_is_changed_to(classifier: Classifier) -> None:
