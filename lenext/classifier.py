@@ -28,7 +28,7 @@ from lenext.data.reading import read_batches
 from lenext.data.transforms import dihedral, eval_transform
 from lenext.inference.backends import Backend
 from lenext.inference.calibration import training_pictures
-from lenext.inference.choose import CANDIDATES, SAME, WORTH_MEASURING, fastest_backend
+from lenext.inference.choose import CANDIDATES, SAME, WORTH_MEASURING, Kept, fastest_backend
 from lenext.models import MODELS, default_preprocess, hub
 from lenext.models.imagenet import class_names
 from lenext.models.pooled import build_network
@@ -94,6 +94,7 @@ class Classifier:
     temperature: float = 1.0
     about: dict[str, Any] = field(default_factory=dict)
     running: str = field(default="", init=False, compare=False)
+    _kept: Kept = field(default_factory=Kept, init=False, repr=False, compare=False)
 
     @overload
     def predict(
@@ -188,7 +189,8 @@ class Classifier:
                     yield self.ranked(name, next(rows), top_k, threshold)
 
     def backend(self, name: str, sample: Tensor, expected: int, tolerance: float = SAME) -> Backend:
-        """The backend of a name; for auto, the fastest that agrees with float32 on the sample.
+        """The backend of a name; for auto, the fastest that agrees with float32 on the sample. It is kept for the next
+        call, as long as the weights stay as they are.
 
         sample: uint8 (B, 3, S, S). expected, tolerance: as `stream` takes them.
         """
@@ -201,6 +203,7 @@ class Classifier:
             only=None if name == AUTO else name,
             candidates=CANDIDATES,
             calibration=lambda: training_pictures(self.about, self.preprocess),
+            kept=self._kept,
         )
         log.debug("predicting with %s", name)
         self.running = name

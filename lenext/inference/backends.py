@@ -11,6 +11,7 @@ import functools
 import importlib.util
 import math
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -177,9 +178,13 @@ def run_openvino(converted: Any, *, bfloat16: bool = False) -> Backend:
 
     alone, together = compiled_for("LATENCY"), compiled_for("THROUGHPUT")
     streams = together.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
-    queue = openvino.AsyncInferQueue(together, streams)
+    queue, in_use = openvino.AsyncInferQueue(together, streams), threading.Lock()
 
     def run(x: Tensor) -> Tensor:
+        with in_use:  # the requests are the same for every thread that asks
+            return answers(x)
+
+    def answers(x: Tensor) -> Tensor:
         assert together is not None  # held as long as its queue is: the queue alone may not keep it
         if len(x) == 1:
             return torch.from_numpy(np.array(alone({0: x.numpy()})[0], dtype=np.float32))

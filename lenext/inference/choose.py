@@ -59,6 +59,27 @@ class Choice:
         return pictures * (self.plain - self.chosen) > self.making
 
 
+class Kept:
+    """The backend that was made last, for whoever asks again. A copy begins without: compiled code cannot be copied."""
+
+    def __init__(self) -> None:
+        self._made: tuple[object, tuple[str, Backend]] | None = None
+
+    def __reduce__(self) -> tuple[type[Kept], tuple[()]]:
+        return Kept, ()
+
+    def find(self, key: object) -> tuple[str, Backend] | None:
+        """What was made for this key. What was made for another goes, before there are two in memory."""
+        made = self._made
+        if made is not None and made[0] == key:
+            return made[1]
+        self._made = None
+        return None
+
+    def keep(self, key: object, made: tuple[str, Backend]) -> None:
+        self._made = key, made
+
+
 def fastest_backend(
     model: nn.Module,
     preprocess: Preprocess,
@@ -69,6 +90,7 @@ def fastest_backend(
     only: str | None = None,
     candidates: Sequence[str] = FEW,
     calibration: Callable[[], Tensor] | None = None,
+    kept: Kept | None = None,
 ) -> tuple[str, Backend]:
     """(name, backend) of the fastest backend whose outputs agree with float32 PyTorch.
 
@@ -77,29 +99,36 @@ def fastest_backend(
     tolerance: largest error allowed, as a share of the outputs' norm.
     only: the name of the backend to take without measuring. candidates: names to measure; those whose package is
     missing are passed over. calibration: gives uint8 (N, 3, S, S), the pictures by which an int8 backend, which is
-    taken only by name, sets its scales.
+    taken only by name, sets its scales. kept: holds the backend for the next call with the same weights.
     Agreement is measured on a few pictures, speed on the whole sample. Raises ValueError for an unknown name in `only`
     and for a tolerance that is no share.
     """
     if not 0 <= tolerance <= 1:
         raise ValueError(f"--tolerance is {tolerance}; it is a share of the outputs' size, from 0 to 1")
     plain = torch_backend(model, preprocess)
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    if only == PLAIN or (only is None and (not on_cpu or pictures < FEWEST)):
+        return PLAIN, plain
+    key, kept = _key(model, preprocess, sample, tolerance, candidates), kept or Kept()
+    if found := kept.find((only, key)):
+        return found
     if only is not None:
         pictures_of_training = calibration() if only.endswith("int8") and calibration else None
-        return only, make_backend(only, model, preprocess, pictures_of_training)
-    if next(model.parameters()).device.type != "cpu" or pictures < FEWEST:
-        return PLAIN, plain
-    key = _key(model, preprocess, sample, tolerance, candidates)
-    choice = _recall(key)
-    if choice is not None and not choice.pays(pictures):
-        return PLAIN, plain
-    if choice is not None and (known := _make(choice, model, preprocess)):
-        return known
-    if pictures * _seconds(plain, sample[:4]) < WORTH_SECONDS:
-        return PLAIN, plain
-    choice, backend = _measure(model, preprocess, sample, tolerance, candidates)
-    runs.remember("backends", key, asdict(choice))
-    return choice.backend, backend
+        found = only, make_backend(only, model, preprocess, pictures_of_training)
+    else:
+        choice = _recall(key)
+        if choice is not None and not choice.pays(pictures):
+            return PLAIN, plain
+        found = None if choice is None else _make(choice, model, preprocess)
+        if found is None:
+            if pictures * _seconds(plain, sample[:4]) < WORTH_SECONDS:
+                return PLAIN, plain
+            choice, backend = _measure(model, preprocess, sample, tolerance, candidates)
+            found = choice.backend, backend
+            runs.remember("backends", key, asdict(choice))
+    if found[0] != PLAIN:
+        kept.keep((only, key), found)
+    return found
 
 
 def remembered_backend(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -200,6 +201,15 @@ def test_a_backend_is_made_for_as_many_pictures_as_pay_for_it(made, clock, netwo
     assert choose.fastest_backend(*asked, 500, candidates=only)[0] == "openvino-float32"  # 3 s instead of 6
     assert choose.remembered_backend(*asked, candidates=only) is not None
     assert not any(made.values())
+
+
+def test_threads_can_share_a_backend(network, pictures) -> None:
+    pytest.importorskip("openvino")
+    run, plain = make_backend("openvino-float32", network, PREPROCESS), torch_backend(network, PREPROCESS)
+    parts = [pictures[i : i + 1 + i % 5] for i in range(20)] * 5
+    with ThreadPoolExecutor(4) as pool:
+        for part, outputs in zip(parts, pool.map(run, parts)):
+            assert difference(outputs, plain(part)) < ERRORS["float32"]
 
 
 def test_small_outputs_must_agree_as_well(made, pictures) -> None:
