@@ -162,9 +162,12 @@ def _measure(
     """The choice, and the backend that is made already."""
     plain, few = torch_backend(model, preprocess), sample[:4]
     reference = plain(few)
+    usable = _usable(candidates)
+    if usable != [PLAIN]:
+        log.info("looking for the fastest way to compute on this machine, which is kept: %s", ", ".join(usable))
     best: tuple[str, Backend] | None = None
     making = {PLAIN: 0.0}
-    for name in _usable(candidates):
+    for name in usable:
         begin = time.perf_counter()
         try:
             backend = plain if name == PLAIN else make_backend(name, model, preprocess)
