@@ -14,6 +14,7 @@ from lenext import runs
 from lenext.classifier import Classifier, load
 from lenext.data.dataset import writable
 from lenext.evaluation.report import HEADLINE_SPLITS, confusions, duration, share, training_summary
+from lenext.models.pooled import CombinedNetwork, PooledNetwork
 
 PUBLIC = re.compile(r"hf:([\w-][\w.-]*(?:/[\w-][\w.-]*)?)(?::.*)?")  # a data set of the Hub, not a folder here
 SHOWN_CLASSES = 50
@@ -25,6 +26,7 @@ SETTINGS = (  # of config.yaml, those that say how and not where
     "recipe", "epochs", "batch_size", "image_size", "optimizer", "lr", "weight_decay", "schedule", "warmup_epochs",
     "loss", "label_smoothing", "augment", "mixup", "cutmix", "ema", "precision", "seed",
 )  # fmt: skip
+QUICK_SETTINGS = ("recipe", "image_size", "seed")  # those of them that a quick classifier is made with
 
 
 def command(path: str, *, out: str | None = None, license: str | None = None) -> str | None:
@@ -64,11 +66,15 @@ def read_content(run: Path, classifier: Classifier, address: str | None) -> dict
     split = next((name for name in HEADLINE_SPLITS if name in evaluation), None)
     result = evaluation[split] if split else None
     environment = _json(run / "environment.json")
+    # Epochs may have been run and found worse: it is the network in the file that the card describes.
+    kind = {PooledNetwork: "quick", CombinedNetwork: "combined"}.get(type(classifier.model), "trained")
+    used = QUICK_SETTINGS if kind == "quick" else SETTINGS
     return {
         "title": address.rpartition("/")[2] if address else f"{config['model']} on {data_name(data['data'])}",
         "source": address or runs.CLASSIFIER,
         "data": data_name(data["data"]),
         "classifier": classifier,
+        "kind": kind,
         "network": config["model"],
         "paper": paper(str(config["model"])),
         "counts": data["counts"],
@@ -79,7 +85,7 @@ def read_content(run: Path, classifier: Classifier, address: str | None) -> dict
         "most": SHOWN_CLASSES,
         "confusions": confusions(result.get("confusion", []), list(result["per_class"])) if result else [],
         "start": _start(config.get("pretrained")),
-        "settings": {name: config[name] for name in SETTINGS if config.get(name) not in (None, 0, "none")},
+        "settings": {name: config[name] for name in used if config.get(name) not in (None, 0, "none")},
         "training": training_summary(runs.read_metrics(run)),
         "environment": {name: environment.get(name) for name in ("lenext", "torch", "processor", "gpu")},
         "limits": limits(classifier, data["counts"], split, result),
@@ -157,8 +163,9 @@ def limits(
         f"and {share(high)}."
     )
     if split == "val":
+        chosen = "penalty of the linear layer" if isinstance(classifier.model, PooledNetwork) else "best epoch"
         found.append(
-            "There was no test split. The best epoch and the temperature were chosen by these very pictures, so expect "
+            f"There was no test split. The {chosen} and the temperature were chosen by these very pictures, so expect "
             "slightly less on new ones."
         )
     if result["failed"]:

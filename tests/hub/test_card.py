@@ -15,6 +15,8 @@ from PIL import Image
 from lenext import cli, runs
 from lenext.classifier import load
 from lenext.hub.card import make_card
+from lenext.models.pooled import CombinedNetwork
+from lenext.training.quick import pooled_network
 
 
 def edited(run: Path, folder: Path, **files: Any) -> Path:
@@ -163,6 +165,22 @@ def test_a_run_with_several_labels_a_picture(run, tmp_path):
     assert "a picture may have several of them" in card
     assert ["decisions right", "0.750"] in cells(card)
     assert "What is taken for what" not in card
+
+
+def test_a_kept_quick_classifier_is_not_called_trained(run, tmp_path):
+    """The settings and epochs of a fine-tuning that was not kept say nothing of it."""
+    folder, classifier = edited(run, tmp_path / "run"), load(run)
+    model, architecture = pooled_network(classifier)
+    replace(classifier, model=model, architecture=architecture).save(folder / runs.CLASSIFIER)
+    card = make_card(folder)
+    assert "It is a linear layer on the features of a pretrained, unchanged `lenet5`" in card
+    assert "epoch" not in card
+    assert [row[0] for row in cells(card.split("## Training")[1])] == ["setting", "recipe", "image_size"]
+    combined = CombinedNetwork(model, load(run).model, boundary=1)
+    replace(classifier, model=combined, architecture=architecture | {"boundary": 1}).save(folder / runs.CLASSIFIER)
+    card = make_card(folder)
+    assert "with a fine-tuned upper part, averaged with a linear layer on its pretrained features" in card
+    assert "trained for 2 epochs" in card
 
 
 def test_command(run, tmp_path, capsys):
