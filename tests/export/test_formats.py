@@ -87,9 +87,13 @@ def test_the_example_reproduces_the_answers_without_lenext(exported, one, files,
     answers = [json.loads(line) for line in result.stdout.splitlines()]
     assert [answer["image"] for answer in answers] == [str(file) for file in usual]
     expected = probabilities(one, usual)
-    shown = np.array([[dict(answer["top"])[name] for name in one.classes] for answer in answers])
+    assert [*answers[0]] == [*one.predict(usual[0]).to_dict()]
+    tops = [{row["label"]: row["probability"] for row in answer["top"]} for answer in answers]
+    shown = np.array([[top[name] for name in one.classes] for top in tops])
     np.testing.assert_allclose(shown, expected, atol=SAME)
     assert [answer["label"] for answer in answers] == [one.classes[i] for i in expected.argmax(1)]
+    alone = subprocess.run(program[:2], capture_output=True, text=True)
+    assert (alone.returncode, alone.stdout, alone.stderr) == (2, "", "usage: python predict.py PICTURE...\n")
     command.require_ours(folder)  # another export may take the place of one that was used
 
 
@@ -110,6 +114,7 @@ def test_the_example_answers_on_after_a_broken_picture_and_under_any_name(export
     assert broken["image"] == writable(paths[1])
     assert "truncated" in broken["error"]
     assert "No such file" in gone["error"]
+    assert gone | {"error": None} == one.failed("gone.jpg", "").to_dict() | {"error": None}
 
 
 @pytest.mark.parametrize(
@@ -135,7 +140,7 @@ def test_the_example_names_every_label_that_is_likely_enough(form, files, tmp_pa
     one = classifier("lenet5", 32, task="multi-label")
     command.write(one, form, tmp_path, None)
     runs.write_json(tmp_path / command.PREPROCESS, command.describe(one, form, "float32", None))
-    few = [str(file) for file in files if file.name in large_files()]
+    few = [*(str(file) for file in files if file.name in large_files()), "gone.jpg"]
     program = [sys.executable, str(tmp_path / command.EXAMPLE), *few]
     result = subprocess.run(program, capture_output=True, text=True, check=True)
     shown = [json.loads(line)["labels"] for line in result.stdout.splitlines()]

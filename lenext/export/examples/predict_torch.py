@@ -11,6 +11,9 @@ import numpy as np
 import torch
 from read_picture import read_picture
 
+if len(sys.argv) == 1:
+    print("usage: python predict.py PICTURE...", file=sys.stderr)
+    sys.exit(2)
 FOLDER = Path(__file__).parent
 ABOUT = json.loads((FOLDER / "preprocess.json").read_text(encoding="utf-8"))
 
@@ -20,11 +23,13 @@ for path in sys.argv[1:]:
     try:
         picture = read_picture(path, ABOUT["resize"])
     except Exception as error:  # Pillow raises many kinds
-        print(json.dumps({"image": image, "error": str(error)}, ensure_ascii=False))
+        nothing = {"image": image, "label": None, "probability": None, "top": (), "error": str(error)}
+        print(json.dumps(nothing | ({"labels": ()} if "threshold" in ABOUT else {}), ensure_ascii=False))
         continue
     probabilities = model(torch.from_numpy(picture))[0].detach().numpy()
     ranked = [(ABOUT["classes"][i], float(probabilities[i])) for i in np.argsort(-probabilities, kind="stable")]
-    answer = {"image": image, "label": ranked[0][0], "probability": ranked[0][1], "top": ranked[:5]}
+    top = [{"label": label, "probability": probability} for label, probability in ranked[:5]]
+    answer = {"image": image, **top[0], "top": top, "error": None}
     if "threshold" in ABOUT:  # of several labels, all that are likely enough
-        answer["labels"] = [name for name, probability in ranked if probability >= ABOUT["threshold"]]
+        answer["labels"] = [label for label, probability in ranked if probability >= ABOUT["threshold"]]
     print(json.dumps(answer, ensure_ascii=False))
