@@ -41,7 +41,7 @@ def load_pretrained(model: nn.Module, name: str, pretrained: Literal[True] | str
     pretrained: True for the default weights of that name (from an installed package, or downloaded once and
     verified), or the path of a checkpoint or of a run folder.
 
-    Raises ValueError when they cannot be had, read or fitted.
+    Raises ValueError when they are not there, cannot be read or do not fit; OSError when the download fails.
     """
     path = default_weights(name) if pretrained is True else Path(pretrained)
     if path.is_dir():  # a run folder
@@ -194,7 +194,10 @@ def has_offline_weights(name: str) -> bool:
 
 
 def default_weights(name: str) -> Path:
-    """The file of the default weights of `name`, downloaded on first use. ValueError if it cannot be had."""
+    """The file of the default weights of `name`, downloaded on first use.
+
+    Raises ValueError where there are none or the user has to bring them, OSError where the download fails.
+    """
     scheme, place = _source(name)
     match scheme:
         case "package":
@@ -210,7 +213,7 @@ def default_weights(name: str) -> Path:
         case "page":
             raise ValueError(
                 f"The authors publish the weights of {name} on {place}, from where only a browser can fetch them. "
-                "Give the path of the file: --pretrained PATH, or pretrained=PATH in Python."
+                "Give its path to training: --pretrained PATH, or pretrained=PATH in Python."
             )
     raise ValueError(f"There are no public ImageNet weights of {name}. `lenext models` shows which networks have some.")
 
@@ -244,7 +247,7 @@ def _downloaded(name: str, url: str, digest: str | None) -> Path:
         try:
             torch.hub.download_url_to_file(url, str(path), hash_prefix=digest, progress=True)
         except (OSError, RuntimeError) as error:  # RuntimeError: the digest is another
-            raise _not_downloaded(name, url, error, f"put it at {path}, or ") from error
+            raise _not_downloaded(name, url, error, f"put that file at {path}") from error
         if digest is None:
             with path.open("rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
@@ -253,7 +256,8 @@ def _downloaded(name: str, url: str, digest: str | None) -> Path:
 
 
 def _from_hugging_face(name: str, repository: str, file: str) -> Path:
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.file_download import repo_folder_name
 
     try:
         return Path(hf_hub_download(repository, file, local_files_only=True))
@@ -263,7 +267,8 @@ def _from_hugging_face(name: str, repository: str, file: str) -> Path:
     try:
         path = Path(hf_hub_download(repository, file))
     except Exception as error:  # the client raises its transport's own kinds
-        raise _not_downloaded(name, url, error) from error
+        folder = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repository, repo_type="model"))
+        raise _not_downloaded(name, url, error, f"copy {folder} from one that has downloaded it") from error
     digest = path.resolve().name  # the hub's cache names a large file by its SHA-256
     if re.fullmatch("[0-9a-f]{64}", digest):
         with path.open("rb") as stream:
@@ -272,10 +277,10 @@ def _from_hugging_face(name: str, repository: str, file: str) -> Path:
     return path
 
 
-def _not_downloaded(name: str, url: str, error: Exception, place: str = "") -> ValueError:
-    return ValueError(
+def _not_downloaded(name: str, url: str, error: Exception, place: str) -> OSError:
+    return OSError(
         f"The pretrained weights of {name} could not be downloaded from {url} ({error}). On a machine without "
-        f"network, bring that file and {place}give its path: --pretrained PATH, or pretrained=PATH in Python."
+        f"network, {place}."
     )
 
 

@@ -249,11 +249,11 @@ def test_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
-    for name, source in (
-        ("resnet18", r"https://download\.pytorch\.org/models/resnet18-f37072fd\.pth"),
-        ("convnext_tiny", r"https://huggingface\.co/timm/convnext_tiny\.fb_in1k/.*safetensors"),
+    for name, source, mend in (
+        ("resnet18", r"https://download\.pytorch\.org/models/resnet18-f37072fd\.pth", f"put that file at {tmp_path}"),
+        ("convnext_tiny", r"https://huggingface\.co/timm/convnext_tiny\.fb_in1k/.*safetensors", "copy .*convnext_tiny"),
     ):
-        with pytest.raises(ValueError, match=rf"{name} could not .*{source}.*no route.*--pretrained PATH"):
+        with pytest.raises(OSError, match=rf"{name} could not .*{source}.*no route.*network, {mend}"):
             weights.default_weights(name)
 
 
