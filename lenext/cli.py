@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def build_parser() -> ArgumentParser:
     """Every command with its flags; the help texts of `train` come from TrainConfig."""
-    parser = _Parser(prog="lenext", description=DESCRIPTION, version=f"lenext {__version__}", allow_abbrev=False)
+    parser = _Parser(prog="lenext", description=DESCRIPTION, version=__version__, allow_abbrev=False)
     commands = parser.add_subcommands(required=True, metavar="COMMAND")
 
     demo = _command("Train, evaluate and use a classifier of real photographs, in about three minutes on two cores.")

@@ -26,6 +26,7 @@ ORDER = [
     {"serving"},
     {"demo"},
     {"cli", "__init__"},
+    {"__main__"},
 ]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 # Printing asks for names and tables when a command ends; nothing it imports imports it back at that moment.
