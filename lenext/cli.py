@@ -12,11 +12,12 @@ import json
 import os
 import re
 import sys
+from argparse import OPTIONAL, SUPPRESS, Action
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from lenext.config import described_fields, nearest, read_file
 from lenext.version import __version__
@@ -31,11 +32,41 @@ PredictOutput = Literal["table", "json", "jsonl", "csv", "parquet"]
 Language = Literal["en", "zh"]
 
 
+class _Help(DefaultHelpFormatter):
+    """Help with the choices and one default, without the types of Python."""
+
+    def __init__(self, prog: str, **options: Any) -> None:
+        super().__init__(prog.replace(" [options]", ""), **options)
+
+    def _get_help_string(self, action: Action) -> str:
+        text, default = action.help or "", action.default
+        if not action.option_strings or _is_switch(action) or default in (None, SUPPRESS, {}, []):
+            return f"{text} (required)" if action.option_strings and action.required else text
+        default = str(default).lower() if isinstance(default, bool) else default
+        return text if "(default: " in text else f"{text} (default: {default})"
+
+    def _get_default_metavar_for_optional(self, action: Action) -> str:
+        choices = re.findall(r"Literal\[([^\]]*)\]", self._get_type_str(action) or "")
+        shown = ",".join(choices).replace("'", "").replace(" ", "")
+        return f"{{{shown}}}" if choices else super()._get_default_metavar_for_optional(action)
+
+    def _format_args(self, action: Action, default_metavar: str) -> str:
+        return "" if _is_switch(action) else super()._format_args(action, default_metavar)
+
+    def _format_usage(self, usage: Any, actions: Any, *args: Any, **kwargs: Any) -> str:
+        return super()._format_usage(usage, actions, *args, **kwargs).replace(" ]", "]")
+
+
+def _is_switch(action: Action) -> bool:
+    """Whether it is given without a value, such as --allow-urls."""
+    return bool(action.option_strings) and action.nargs == OPTIONAL
+
+
 class _Parser(ArgumentParser):
     """A parser whose errors are one sentence with the nearest name, exit status 2."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        message = " ".join(message.split())
+        message, command = " ".join(message.split()), self.prog.replace(" [options]", "")
         if found := re.search(r"[Uu]nrecognized arguments: (.*)", message):
             unknown = next((w for w in found[1].split() if w.startswith("-")), found[1].split()[0]).split("=")[0]
             known = {flag.lstrip("-") for c in _commands(self).values() for flag in c._option_string_actions}
@@ -53,8 +84,15 @@ class _Parser(ArgumentParser):
         elif "subcommand" in message:
             message = f"a command is missing: {', '.join(COMMANDS)}"
         elif found := re.search(r"arguments are required: (.*)", message):
-            message = f"missing: {', '.join(name.split('.')[-1].upper() for name in found[1].split(', '))}"
-        _fail(message, hint="lenext --help lists the commands, lenext COMMAND --help their options")
+            keys = [key.split(".") for key in found[1].split(", ")]
+            message = f"missing: {', '.join(_shown(self, key) for key in keys)}"
+            command = " ".join(["lenext", *keys[0][:-1]])
+        _fail(
+            message,
+            hint="lenext --help lists the commands, lenext COMMAND --help their options"
+            if command == "lenext"
+            else f"{command} --help lists its options",
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -88,7 +126,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def build_parser() -> ArgumentParser:
     """Every command with its flags; the help texts of `train` come from TrainConfig."""
-    parser = _Parser(prog="lenext", description=DESCRIPTION, version=__version__, allow_abbrev=False)
+    parser = _Parser(
+        prog="lenext", description=DESCRIPTION, version=__version__, allow_abbrev=False, formatter_class=_Help
+    )
     commands = parser.add_subcommands(required=True, metavar="COMMAND")
 
     demo = _command("Train, evaluate and use a classifier of real photographs, in about three minutes on two cores.")
@@ -329,6 +369,14 @@ def _commands(parser: ArgumentParser) -> dict[str, ArgumentParser]:
     """The parser itself or, of the outermost one, its commands."""
     action = getattr(parser, "_subcommands_action", None)
     return dict(action._name_parser_map) if action else {"": parser}
+
+
+def _shown(parser: ArgumentParser, key: list[str]) -> str:
+    """What the help calls an argument. key: the commands that lead to it, then its own name in the program."""
+    for command in key[:-1]:
+        parser = _commands(parser)[command]
+    action = next(action for action in parser._actions if action.dest == key[-1])
+    return str(action.option_strings[0] if action.option_strings else action.metavar or action.dest.upper())
 
 
 # ---------------------------------------------------------------------------------------------------- commands

@@ -41,11 +41,30 @@ def test_help_answers_fast_and_imports_nothing_heavy():
         assert f"    {command} " in result.stdout
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "evaluate", "predict", "models"])
-def test_every_command_has_help_with_defaults(command, capsys):
-    status, out, _ = lenext_command(command, "--help", capsys=capsys)
+@pytest.mark.parametrize("command", [*cli.COMMANDS, "study run"])
+def test_every_command_has_help_in_the_words_of_people(command, capsys):
+    status, out, _ = lenext_command(*command.split(), "--help", capsys=capsys)
+    out = " ".join(out.split())
     assert status == 0
-    assert "default: " in out
+    assert out.startswith(f"usage: lenext {command} ")
+    for internal in ("type: ", "Literal", "default: null", "None", "[options]", "default: True", "[{true"):
+        assert internal not in out
+
+
+def test_help_shows_choices_and_one_default(capsys):
+    out = " ".join(lenext_command("predict", "--help", capsys=capsys)[1].split())
+    assert "[--allow-urls] " in out
+    assert "--language {en,zh} Of the ImageNet class names (default: en) --views" in out
+    out = " ".join(lenext_command("evaluate", "--help", capsys=capsys)[1].split())
+    assert "--format {table,json} Form of the answer (default: table)" in out
+    out = " ".join(lenext_command("train", "--help", capsys=capsys)[1].split())
+    assert "(default: true) --model" in out
+    assert "dropout. (default: 0)" in out
+
+
+def test_the_program_as_a_module():
+    result = subprocess.run([sys.executable, "-m", "lenext", "--version"], capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, f"lenext {lenext.__version__}\n")
 
 
 # ------------------------------------------------------------------------------------------------ wrong requests
@@ -71,6 +90,10 @@ def test_every_command_has_help_with_defaults(command, capsys):
         (["train", "x", "--resume", "run"], "--resume goes on with the settings of the run; take away data"),
         (["train", "x", "--config", "none.yaml"], "none.yaml cannot be read"),
         (["predict", "run"], "missing: PATHS"),
+        (["export", "run"], "missing: --format\n        lenext export --help lists its options"),
+        (["push", "run"], "missing: hf:USER/NAME\n"),
+        (["serve"], "missing: RUN\n"),
+        (["study", "run"], "missing: NAME\n        lenext study run --help"),
         (["predict", "no/such/run", "a.png"], "no/such/run does not exist"),
         (["predict", "x", "a.png", "--format", "xml"], "'xml' is not one of table, json, jsonl, csv, parquet"),
         (["evaluate", "no/such/run"], "no/such/run does not exist"),
