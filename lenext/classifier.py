@@ -22,6 +22,7 @@ from scipy.special import expit
 from torch import Tensor, nn
 
 from lenext import runs
+from lenext.config import nearest
 from lenext.data.decode import UnreadableImage, decode, to_rgb
 from lenext.data.inputs import expanded, fetched
 from lenext.data.reading import read_batches
@@ -305,6 +306,7 @@ def load(path: str | Path, language: str | None = None) -> Classifier:
     if not path.is_file():
         raise ValueError(
             f"{path} does not exist; a run folder, a classifier file or a network's name (`lenext models`) was expected"
+            + nearest(str(path), MODELS)
         )
     metadata, tensors = _read_tensors(path)
     if metadata.get("format") != FORMAT:
@@ -351,12 +353,14 @@ def imagenet_classifier(name: str, language: str = "en") -> Classifier:
 
 
 def _read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    head = path.open("rb").read(8)
+    head = path.open("rb").read(9)
     if head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
         raise ValueError(
             f"{path} is a pickle, which can run code when it is read; lenext reads classifier files (safetensors). "
             "Weights of another toolkit go to training as --pretrained"
         )
+    if head[8:] not in (b"{", b""):  # a safetensors file begins with a length of 8 bytes and JSON
+        raise ValueError(f"{path} is no classifier file; a run folder or its {runs.CLASSIFIER} was expected")
     try:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

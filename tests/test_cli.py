@@ -99,6 +99,7 @@ def test_the_program_as_a_module():
         (["evaluate", "no/such/run"], "no/such/run does not exist"),
         (["evaluate", "run", "--root", "photos"], "lenext evaluate run MANIFEST --root photos"),
         (["models", "resnet81"], "resnet18"),
+        (["predict", "tf_eficientnet_lite0", "a.png"], "was expected; did you mean 'tf_efficientnet_lite0'?"),
         (["predict", "alexnet", "a.png"], "no public ImageNet weights of alexnet"),
         (["predict", "tf_efficientnet_lite0", "a.png", "--language", "fr"], "'fr' is not one of en, zh"),
     ],
@@ -229,6 +230,7 @@ def test_files_that_are_no_classifier(command, run, tmp_path, capsys):
     (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "pickle.pt").write_bytes(pickle.dumps(Malicious()))
     (tmp_path / "empty").mkdir()
+    (tmp_path / "report.html").write_text("<!doctype html>\n<title>a healthy page</title>\n")
     length = int.from_bytes(whole[:8], "little")
     header, tensors = json.loads(whole[8 : 8 + length]), load_file(run / "classifier.safetensors")
     about = header["__metadata__"]
@@ -241,6 +243,7 @@ def test_files_that_are_no_classifier(command, run, tmp_path, capsys):
         ("header.safetensors", "does not fit ('classes')"),
         ("tensors.safetensors", "does not fit (Error(s) in loading state_dict"),
         ("pickle.pt", "is a pickle"),
+        ("report.html", "is no classifier file"),
         ("empty", "is not a run folder"),
     ):
         status, _, err = lenext_command(command, tmp_path / name, *rest, capsys=capsys)
