@@ -491,10 +491,13 @@ def _study(args: Namespace) -> int:
 
 
 def _card(args: Namespace) -> int:
+    from lenext import terminal
     from lenext.hub import card
 
     given = _given(args)
-    sys.stdout.write(card.command(given.pop("run"), **given) or "")
+    with terminal.messages():
+        text = card.command(given.pop("run"), **given)
+    sys.stdout.write(text or "")
     return 0
 
 

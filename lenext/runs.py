@@ -129,7 +129,10 @@ def write_atomically(path: Path, write: Callable[[Path], object], *, before: Pat
     before: where the old content goes, once the new is on the disk; it is lost if not given.
     Whatever happens half way (a full disk, a kill), `path` holds the old content or the new, never a part; with
     `before`, the old may lie there and nothing at `path`.
+    Raises ValueError where `path` is a folder.
     """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give the name of a file, such as {path / 'NAME'}")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
@@ -144,6 +147,10 @@ def write_atomically(path: Path, write: Callable[[Path], object], *, before: Pat
             os.fsync(folder)
         finally:
             os.close(folder)
+    except OSError as error:
+        if error.filename == str(temporary):
+            error.filename = str(path)  # people know the file by this name
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -6,6 +6,7 @@ no path, no file name and no command of the machine that the run was made on.
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from lenext.classifier import Classifier, load
 from lenext.data.dataset import writable
 from lenext.evaluation.report import HEADLINE_SPLITS, confusions, duration, share, training_summary
 from lenext.models.pooled import CombinedNetwork, PooledNetwork
+
+log = logging.getLogger("lenext")
 
 PUBLIC = re.compile(r"hf:([\w-][\w.-]*(?:/[\w-][\w.-]*)?)(?::.*)?")  # a data set of the Hub, not a folder here
 SHOWN_CLASSES = 50
@@ -34,7 +37,9 @@ def command(path: str, *, out: str | None = None, license: str | None = None) ->
     text = make_card(path, license=license)
     if out is None:
         return text
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
     runs.write_text(Path(out), text)
+    log.info("the card is in %s", out)
     return None
 
 

@@ -189,10 +189,14 @@ def test_command(run, tmp_path, capsys):
     assert end.value.code == 0
     printed = capsys.readouterr().out
     with pytest.raises(SystemExit):
-        cli.main(["card", str(run), "--license", "mit", "--out", str(tmp_path / "README.md")])
-    assert capsys.readouterr().out == ""
-    assert metadata((tmp_path / "README.md").read_text(encoding="utf-8")).license == "mit"
-    assert (tmp_path / "README.md").read_text(encoding="utf-8") == printed
+        cli.main(["card", str(run), "--license", "mit", "--out", str(tmp_path / "new/README.md")])
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", f"the card is in {tmp_path / 'new/README.md'}\n")
+    assert metadata((tmp_path / "new/README.md").read_text(encoding="utf-8")).license == "mit"
+    assert (tmp_path / "new/README.md").read_text(encoding="utf-8") == printed
+    with pytest.raises(SystemExit) as end:
+        cli.main(["card", str(run), "--out", str(tmp_path)])
+    assert (end.value.code, f"{tmp_path} is a folder" in capsys.readouterr().err) == (2, True)
 
 
 def test_the_classifier_file_of_a_run_stands_for_it(run):
