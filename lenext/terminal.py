@@ -40,6 +40,8 @@ def messages() -> Iterator[None]:
     logger.addHandler(handler)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it misses CUDA where nobody has it
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it tells of fonts of nearly the weight asked
+    logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)  # it counts its retries
     logger.setLevel(logging.INFO)
     logger.propagate = False
     try:
