@@ -100,6 +100,7 @@ def count(name: str, **given: Any) -> tuple[int, int]:
 def summarise(model: nn.Module, image_size: int, in_channels: int = 3) -> str:
     """Layers, output shapes and parameters of a network, counted by torchinfo."""
     from torchinfo import summary
+    from torchinfo.enums import Units
 
     columns = ("output_size", "num_params", "mult_adds")
     shape = (1, in_channels, image_size, image_size)
@@ -107,6 +108,7 @@ def summarise(model: nn.Module, image_size: int, in_channels: int = 3) -> str:
     counted = summary(
         model, shape, depth=4, col_names=columns, row_settings=("var_names",), verbose=0, mode="eval", device=device
     )
+    counted.formatting.macs_units = Units.NONE  # else it prints the name of its unit as Python's
     return str(counted)
 
 
