@@ -174,7 +174,7 @@ def limits(
             "slightly less on new ones."
         )
     if result["failed"]:
-        found.append(f"{len(result['failed'])} pictures could not be read and are in no figure.")
+        found.append(f"Pictures that could not be read, and are in no figure: {len(result['failed'])}.")
     per_class = result["per_class"]
     untested = [name for name in classifier.classes if per_class[name]["n"] == 0]
     few = [name for name in classifier.classes if 0 < per_class[name]["n"] < FEW]

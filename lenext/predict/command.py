@@ -131,7 +131,8 @@ def run(
                 )
     if failed:
         left_out = "" if gallery is None else f", and are not in {gallery.folder}"
-        log.warning("%d of %d pictures could not be read%s", failed, answered + failed, left_out)
+        asked_for = f"{answered + failed} picture{'s' * (answered + failed > 1)}"
+        log.warning("%d of %s could not be read%s", failed, asked_for, left_out)
     return answered
 
 
