@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from lenext import runs
 from lenext.config import nearest
 from lenext.data.decode import UnreadableImage, decode, to_rgb
-from lenext.data.inputs import expanded, fetched
+from lenext.data.inputs import expanded, fetched, is_several
 from lenext.data.reading import read_batches
 from lenext.data.transforms import dihedral, eval_transform
 from lenext.inference.backends import Backend
@@ -74,7 +74,7 @@ class Prediction:
         return answer if self.labels is None else answer | {"labels": self.labels}
 
 
-@dataclass
+@dataclass(repr=False)
 class Classifier:
     """A network with what belongs to it.
 
@@ -96,6 +96,10 @@ class Classifier:
     about: dict[str, Any] = field(default_factory=dict)
     running: str = field(default="", init=False, compare=False)
     _kept: Kept = field(default_factory=Kept, init=False, repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        name, size = self.architecture["name"], self.preprocess.image_size
+        return f"<Classifier: {name}, {len(self.classes)} classes, {self.task}, {size} x {size} pixels>"
 
     @overload
     def predict(
@@ -141,7 +145,10 @@ class Classifier:
         pictures: list[Any] = list(expanded(inputs)) if several else [inputs]  # type: ignore[arg-type]
 
         def pixels(item: Any, preprocess: Preprocess) -> np.ndarray:
-            return pixels_of(fetched(item, allow_urls), preprocess)
+            item = fetched(item, allow_urls)
+            if not several and is_several(item):
+                raise UnreadableImage(f"this stands for several pictures; give it in a list: predict([{str(item)!r}])")
+            return pixels_of(item, preprocess)
 
         answers = list(
             self.stream(pictures, top_k, threshold=threshold, backend=backend, expected=len(pictures), pixels=pixels)
@@ -393,4 +400,6 @@ def pixels_of(item: Input, preprocess: Preprocess) -> np.ndarray:
         if item.size == 0:
             raise UnreadableImage("the array is empty")
         return to_rgb(Image.fromarray(item[:, :, 0] if item.ndim == 3 and item.shape[2] == 1 else item))
-    raise ValueError(f"a {type(item).__name__} is no picture; give a path, bytes, a PIL picture or a uint8 array")
+    raise ValueError(
+        f"this is of type {type(item).__name__}, no picture; give a path, bytes, a PIL picture or a uint8 array"
+    )

@@ -78,6 +78,13 @@ def expanded(inputs: Iterable[Any]) -> Iterator[Any]:
             yield item
 
 
+def is_several(item: Any) -> bool:
+    """Whether this is the path of a folder or a pattern, which stand for all their pictures."""
+    if not isinstance(item, (str, Path)):
+        return False
+    return os.path.isdir(item) or (glob.has_magic(str(item)) and not os.path.exists(item))
+
+
 def fetched(item: Any, allow_urls: bool) -> Any:
     """The bytes behind a URL; other inputs as they are. Raises UnreadableImage."""
     if not isinstance(item, str) or not is_url(item):

@@ -155,6 +155,9 @@ def test_python_takes_any_mix_in_a_list_as_the_command_does(net, run, shapes, tm
     assert "allow_urls=True" in str(refused.error)
     with pytest.raises(ValueError, match="no file fits the pattern"):
         classifier.predict([f"{tmp_path}/*.png"])
+    for several in (str(shapes), f"{shapes}/*/1.png"):
+        assert f"give it in a list: predict([{several!r}])" in str(classifier.predict(several).error)
+    assert repr(classifier) == "<Classifier: lenet5, 2 classes, single-label, 32 x 32 pixels>"
 
 
 def test_urls_are_fetched_only_where_it_is_allowed(net, run, shapes, capsys, monkeypatch):  # noqa: F811
