@@ -38,6 +38,11 @@ BATCH = 32
 # Fine-tuning starts below the two deepest tapped resolutions or widths; what lies under that stays frozen.
 TUNED_TAPS = 2
 MOST_VIEWS = 4
+LEARNED_FROM = {  # number of views: what they are
+    1: "the pictures as they are",
+    2: "the pictures and their mirror images",
+    MOST_VIEWS: f"{MOST_VIEWS} mirrored and turned versions of each picture",
+}
 # Views to learn from cost time once, views to answer with cost it for every picture: beyond the mirror image they give
 # little.
 ANSWER_VIEWS = 2
@@ -206,17 +211,17 @@ def train_quick(
     )
     best: dict[str, Any] = {}
     quick, seconds = classifier, 0.0
-    for views in (1, 2, MOST_VIEWS):
+    for views in LEARNED_FROM:
         begin = clock()
         if views > 1 and begin + seconds * (views // 2) > deadline:
-            log.info("%d views are not tried: no time is left for them", views)
+            log.info("learning from %s is not tried: no time is left for it", LEARNED_FROM[views])
             break
         features = [extractor.features(view) for view in range(views)]
         fitted = _fit_views(features, labels, weights, shift, best)
         seconds = clock() - begin
         log.info(
-            "%d view%s: val loss %.4f  val accuracy %.4f  penalty %.2g  (%.0f s)",
-            views, "s" * (views > 1), fitted["val_loss"], fitted["val_accuracy"], fitted["penalty"], clock(),
+            "learned from %s: val loss %.4f  val accuracy %.4f  penalty on large weights %.2g  (%.0f s)",
+            LEARNED_FROM[views], fitted["val_loss"], fitted["val_accuracy"], fitted["penalty"], clock(),
         )  # fmt: skip
         if best and _clearly_worse(fitted["losses"], best["losses"]):
             break

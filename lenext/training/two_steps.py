@@ -100,7 +100,8 @@ def quick_then_tuned(
             deadline=min(share * config.time_budget, config.time_budget - end(quick.ANSWER_VIEWS)),
         )  # fmt: skip
         if config.views is None:
-            say(f"views {first.views}: what the quick classifier gains from (--views N for another number)")
+            seen = "the picture as it is" if first.views == 1 else "the average over a picture and its mirror image"
+            say(f"views {first.views}: an answer takes {seen}, by what helped to learn (--views N for another number)")
         if config.recipe == "probe":
             return None, 0.0
         progress.best = quick.bar_for_tuning(first)

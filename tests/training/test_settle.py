@@ -163,7 +163,7 @@ def folder(tmp_path_factory):
 def test_without_time_for_an_epoch_the_quick_classifier_is_the_result(folder, tmp_path, caplog):
     run = begin.train(begin.configure({"data": str(folder), "image_size": 64, "time_budget": 1.0}), tmp_path / "run")
     choices = " | ".join(runs.read_json(run / "choices.json"))
-    for choice in ("views 1: what the quick classifier gains from", "arithmetic ", "kept: the quick classifier; one"):
+    for choice in ("views 1: an answer takes the picture as it is", "arithmetic ", "kept: the quick classifier; one"):
         assert choice in choices
     assert "more than the time budget of 1 s" in caplog.text
     assert not runs.read_metrics(run)
