@@ -16,6 +16,8 @@ import uvicorn
 
 from lenext.serving.connections import MOST_CONNECTIONS, Connection
 
+log = logging.getLogger("lenext")
+
 STOP_SECONDS = 60  # at most, for what is being answered when the server is told to stop
 IDLE_SECONDS = 20  # that a connection is kept for another request
 FILES_BESIDE = 256  # that the process may have open, beside connections
@@ -51,6 +53,8 @@ class Server(uvicorn.Server):
         self._ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # Not in the signal's handler: it may have interrupted somebody who is writing to the same stream.
+        log.info("stopping: what has been asked is answered first")
         hanging_up = asyncio.create_task(self._hang_up())
         await super().shutdown(sockets)
         hanging_up.cancel()

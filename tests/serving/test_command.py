@@ -80,10 +80,11 @@ def test_the_life_of_a_server(run: Path) -> None:
                 time.sleep(0.01)
             else:
                 raise AssertionError("new requests are still taken")
+            assert process.stderr
+            assert any(line.startswith("stopping: ") for line in process.stderr)  # at once, while it still answers
             connection.sendall(JPEG[100:])
             assert answer(connection)[0] == 200
         assert process.wait(30) == 0
-        assert process.stderr
         assert "Traceback" not in process.stderr.read()
 
 
