@@ -46,7 +46,7 @@ def heat_map(classifier: Classifier, pixels: Tensor, class_index: int | None = N
     for leaves, outputs in readings(classifier.model, x):
         maps = evidence(leaves, class_score(outputs, class_index, several))
         if any(m.any() for m in maps):  # else the answer comes from a class token, which reads an earlier map
-            heat = torch.stack([spread(m, S) for m in maps]).sum(0).clamp_min(0)
+            heat = spread(together(maps), S).clamp_min(0)
             return (heat / heat.max().clamp_min(1e-12)).cpu().numpy()
     kind = classifier.architecture["name"]
     raise ValueError(f"{kind} has no feature maps of {LEAST_SIDE} x {LEAST_SIDE} or more that a heat map could show")
@@ -85,9 +85,19 @@ def grid(x: Tensor) -> Tensor:
     return x[0, -side * side :].sum(1).reshape(side, side)
 
 
-def spread(x: Tensor, size: int) -> Tensor:
-    """(h, w) -> (size, size) of the same sum, so that maps of different sizes can be added."""
-    return F.interpolate(x[None, None], (size, size), mode="bilinear")[0, 0] * (x.numel() / size**2)
+def together(maps: Sequence[Tensor]) -> Tensor:
+    """Maps (h, w) of different sizes, added at the places of the coarsest that says where.
+
+    The evidence of a maximum lies in one point of its map, however large the part of the picture is that it saw: shown
+    at the map's own resolution, pooled maps are a few dots.
+    """
+    side = min((len(m) for m in maps if len(m) >= LEAST_SIDE), default=LEAST_SIDE)
+    return torch.stack([spread(m, side, "area") for m in maps]).sum(0)
+
+
+def spread(x: Tensor, size: int, mode: str = "bilinear") -> Tensor:
+    """(h, w) -> (size, size) of the same sum."""
+    return F.interpolate(x[None, None], (size, size), mode=mode)[0, 0] * (x.numel() / size**2)
 
 
 # ------------------------------------------------------------------------------------------------ kinds of networks
@@ -96,8 +106,7 @@ def spread(x: Tensor, size: int) -> Tensor:
 def readings(model: nn.Module, x: Tensor) -> Iterator[Reading]:
     """Ways to look into a network that sees x (1, 3, S, S), the latest maps first. Networks of the zoo and of timm."""
     if isinstance(model, CombinedNetwork):
-        leaves, pooled = pooled_maps(model.quick, x)
-        quick = model.quick.classify(pooled)
+        leaves, quick = pooled_maps(model.quick, x)
         with torch.no_grad():
             for stage in model.quick.backbone.stages()[: model.boundary]:  # type: ignore[operator]
                 x = stage(x)
@@ -105,8 +114,7 @@ def readings(model: nn.Module, x: Tensor) -> Iterator[Reading]:
         for more, tuned in last_maps(upper, model.tuned.forward_head, x):  # type: ignore[arg-type]
             yield [*leaves, *more], combine(quick, tuned, model.quick_scale)
     elif isinstance(model, PooledNetwork):
-        leaves, pooled = pooled_maps(model, x)
-        yield leaves, model.classify(pooled)
+        yield pooled_maps(model, x)
     elif hasattr(model, "stages") and hasattr(model, "forward_head"):
         yield from last_maps(model.stages(), model.forward_head, x)  # type: ignore[operator,arg-type]
     elif hasattr(model, "forward_features"):
@@ -129,16 +137,19 @@ def last_maps(stages: Sequence[Stage], head: Stage, x: Tensor) -> Iterator[Readi
             yield [leaf], head(x)
 
 
-def pooled_maps(model: PooledNetwork, x: Tensor) -> tuple[list[Tensor], Tensor]:
-    """(each map that is pooled, the pooled features). A map counts by what is read from it, not by what follows it."""
+def pooled_maps(model: PooledNetwork, x: Tensor) -> Reading:
+    """Each map that is pooled, and what the head subtracts, which is the average of the training pictures, as a map of
+    one place: a picture speaks for a class by what it has more of. A map counts by what is read from it, not by what
+    follows it."""
     leaves = []
     with torch.no_grad():
         for index, stage in enumerate(model.backbone.stages()[: model.taps[-1] + 1]):  # type: ignore[operator]
             x = stage(x)
             if index in model.taps:
                 leaves.append(x.clone())
-    pooled = [pool(leaf.requires_grad_()) for leaf in leaves]
-    return leaves, torch.cat(pooled, 1)
+    pooled = torch.cat([pool(leaf.requires_grad_()) for leaf in leaves], 1)
+    average = model.shift[None, :, None, None].clone().requires_grad_()
+    return [*leaves, average], model.head((pooled - average.flatten(1)) / model.scale)
 
 
 def is_map(x: Tensor) -> bool:

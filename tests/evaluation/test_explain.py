@@ -115,21 +115,30 @@ def pooled(size: int = 128, classes: int = 5) -> PooledNetwork:
     taps, dims = choose_taps(backbone, size)
     model = PooledNetwork(backbone, taps=taps, dims=dims, num_classes=classes).eval()
     model.scale.uniform_(0.5, 2)
+    model.shift.uniform_(0, 1)
     return model
 
 
 def test_of_a_pooled_network_nothing_of_the_score_is_left_out():
-    """Averages, maxima and deviations are homogeneous, so gradient times value sums to the value (Euler)."""
+    """Averages, maxima and deviations are homogeneous, so gradient times value sums to the value (Euler), less what
+    the head subtracts."""
     model = pooled()
     x = normalise(picture(128)[None], Preprocess())
     (leaves, outputs) = next(explain.readings(model, x))
     torch.testing.assert_close(outputs, model(x))
     maps = explain.evidence(leaves, outputs[0, 2])
     with torch.no_grad():
-        expected = (model.head.weight[2] * model.features(x)[0] / model.scale).sum()
+        expected = outputs[0, 2] - model.head.bias[2]
     torch.testing.assert_close(sum(m.sum() for m in maps), expected, rtol=1e-3, atol=1e-3)
     spread = torch.stack([explain.spread(m, 128) for m in maps])
     torch.testing.assert_close(spread.sum(), expected, rtol=0.1, atol=1e-3)
+    torch.testing.assert_close(explain.together(maps).sum(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_of_a_pooled_network_regions_are_shown_not_points():
+    """A maximum is one point of its map, which a person would not see."""
+    heat = explain.heat_map(classifier_of(pooled(), 128), picture(128))
+    assert (heat > 0.5).mean() > 0.02
 
 
 def test_a_combined_network_is_looked_into_in_both_branches():
@@ -141,7 +150,7 @@ def test_a_combined_network_is_looked_into_in_both_branches():
     leaves, outputs = next(explain.readings(model, x))
     torch.testing.assert_close(outputs, model(x))
     maps = explain.evidence(leaves, explain.class_score(outputs, None, several=False))
-    assert len(maps) == len(quick.taps) + 1
+    assert len(maps) == len(quick.taps) + 2  # what the quick head subtracts, and the map of the tuned branch
     assert all(m.any() for m in maps)
     assert explain.heat_map(classifier_of(model, 128), picture(128)).max() == pytest.approx(1, abs=1e-5)
 
