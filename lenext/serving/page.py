@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import html
+import json
 import logging
 import os
 import tempfile
@@ -94,7 +95,7 @@ def mount_page(app: Starlette, engines: Sequence[Engine], *, runs: Sequence[str]
             max_file_size=most_bytes,
             theme=theme,
             css=view.file("page.css"),
-            head=f"<script>{view.file('page.js')}</script>",
+            head=f"<script>const WORDS = {json.dumps(text.heard)};\n{view.file('page.js')}</script>",
         )
     kept = Kept(folder, most_bytes)  # where the samples lie already
     answers = Answers([page._queue for page in blocks.values()])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -11,6 +11,7 @@ class Text:
     """The page in one language. {names} in braces are filled in.
 
     reasons: the decoder's reasons, as patterns, and what is said for each; what fits none is said as it is.
+    heard: of what the library says in English alone, to those who hear the page, what is said instead.
     """
 
     language: str
@@ -62,6 +63,7 @@ class Text:
     recall: str
     precision: str
     reasons: tuple[tuple[str, str], ...] = ()
+    heard: dict[str, str] = field(default_factory=dict)
 
     def why_unreadable(self, reason: str | None) -> str:
         """A sentence for a picture that the decoder refused for a reason."""
@@ -183,6 +185,17 @@ CHINESE = Text(
         (r"damaged or cut off \(the file ends .*\)", r"文件损坏或不完整（图片没有完就到了文件末尾）"),
         (r"damaged.*", r"文件损坏或不完整"),
     ),
+    heard={
+        "File upload": "上传文件",
+        "Upload file": "上传文件",
+        "Capture from camera": "用摄像头拍照",
+        "capture photo": "拍照",
+        "select input source": "选择摄像头",
+        "Paste from clipboard": "从剪贴板粘贴",
+        "Remove Image": "移除图片",
+        "Remove this file": "移除这个文件",
+        "Close": "关闭",
+    },
 )
 
 LANGUAGES = {text.language: text for text in (ENGLISH, CHINESE)}

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from tests.pictures import shape_picture
 from tests.serving.pages import MOST_BYTES, page_of
 
 WIDE, PHONE = (1280, 900), (390, 844)
+LUMINANCE = np.array([0.2126, 0.7152, 0.0722])  # of linear red, green and blue, as WCAG 2.2 defines it
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +200,58 @@ def test_several_pictures_give_a_table_to_download(run, address, folder, shots):
         assert row["error"] == (expected.error or "")
         if expected.probability is not None:
             assert float(row["probability"]) == pytest.approx(expected.probability, abs=1e-3)
+
+
+def test_what_is_no_picture_has_its_reason_in_the_language_of_the_page(address, folder, tmp_path, shots):
+    text = tmp_path / "readme.txt"
+    text.write_text("This is no picture.")
+    with browser("zh-CN") as driver:
+        visitor = Visitor(driver, address, CHINESE)
+        reason = CHINESE.why_unreadable("not an image: the content is text")
+        heard = "return [...document.querySelectorAll('#picture [aria-label]')].map((e) => e.ariaLabel).join('')"
+        visitor.wait(lambda: not re.search("[A-Za-z]", driver.execute_script(heard)))
+        visitor.send("#picture", text)
+        visitor.wait(lambda: reason in visitor.read("#answer"))
+        unseen = "return getComputedStyle(document.querySelector('#picture img')).visibility"
+        visitor.wait(lambda: driver.execute_script(unseen) == "hidden")
+        visitor.wait(lambda: not re.search("[A-Za-z]", driver.execute_script(heard)))
+        visitor.shoot(shots / "text-zh.png")
+        visitor.open(CHINESE.many)
+        place = visitor.wait(lambda: driver.find_elements("css selector", "#pictures input[type=file]"))[0]
+        driver.execute_script(
+            """const dataTransfer = new DataTransfer();
+            dataTransfer.items.add(new File(["another text"], "dropped.txt", { type: "text/plain" }));
+            arguments[0].dispatchEvent(new DragEvent("drop", { dataTransfer, bubbles: true }));""",
+            place,
+        )
+        visitor.wait(lambda: "dropped.txt" in visitor.read("#table"))
+        assert reason in visitor.read("#table")
+        assert not visitor.read(".toast-wrap")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_accents_can_be_read(address, folder, theme):
+    def luminance(colour: str) -> float:
+        shares = np.array([float(part) for part in re.findall(r"[\d.]+", colour)[:3]]) / 255
+        return float(np.where(shares <= 0.04045, shares / 12.92, ((shares + 0.055) / 1.055) ** 2.4) @ LUMINANCE)
+
+    with browser("en-US") as driver:
+        visitor = Visitor(driver, f"{address}/?__theme={theme}", ENGLISH)
+        visitor.open(ENGLISH.many)
+        visitor.send("#pictures", folder / "shape 1.png")
+        visitor.wait(lambda: visitor.read("#table a"))
+        time.sleep(0.3)  # of the tab's change of colour
+        colours = driver.execute_script(
+            """return ["button[role=tab][aria-selected=true]", "#table a"].map((selector) => {
+              let behind = document.querySelector(selector);
+              const { color } = getComputedStyle(behind);
+              while (getComputedStyle(behind).backgroundColor === "rgba(0, 0, 0, 0)") behind = behind.parentElement;
+              return [color, getComputedStyle(behind).backgroundColor];
+            });"""
+        )
+    for pair in colours:
+        darker, lighter = sorted(map(luminance, pair))
+        assert (lighter + 0.05) / (darker + 0.05) >= 4.5, pair
 
 
 def test_a_bad_picture_shows_its_reason_and_a_sample_answers(run, address, folder, shots):
