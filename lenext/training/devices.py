@@ -15,7 +15,7 @@ from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lenext import terminal
 from lenext.inference.memory import is_out_of_memory
@@ -240,3 +240,17 @@ def _is_said_by_the_first() -> bool:
 def _store() -> Any:
     """What the processes found each other by: texts by name, for all of them."""
     return torch.distributed.distributed_c10d._get_default_store()
+
+
+def memory_format(network: nn.Module, device: torch.device, *, channels_last: bool) -> torch.memory_format:
+    """How weights and inputs lie in memory: channels-last if that is asked for and safe.
+
+    On a CPU, oneDNN 3.12 (PyTorch 2.14) writes beyond the end of the weights' gradient of a strided 1 x 1 convolution
+    of fewer than 16 channels, such as narrow ResNets have in their shortcuts: other memory is destroyed.
+    """
+    unsafe = device.type == "cpu" and any(
+        layer.kernel_size == (1, 1) and max(layer.stride) > 1 and layer.in_channels < 16
+        for layer in network.modules()
+        if isinstance(layer, nn.Conv2d)
+    )
+    return torch.channels_last if channels_last and not unsafe else torch.contiguous_format

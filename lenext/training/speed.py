@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from lenext import runs
 from lenext.data.loader import AHEAD
 from lenext.inference.backends import processor_has_bfloat16
+from lenext.training import devices
 
 log = logging.getLogger("lenext")
 Batch = TypeVar("Batch")
@@ -154,7 +155,7 @@ def _timed(
 
 def _laid_out(model: nn.Module, x: Tensor, speed: Speed) -> Tensor:
     """The batch in a candidate's memory format, and the model, in place, as well."""
-    layout = torch.channels_last if speed.channels_last else torch.contiguous_format
+    layout = devices.memory_format(model, x.device, channels_last=speed.channels_last)
     model.to(memory_format=layout)
     return x.contiguous(memory_format=layout) if x.ndim == 4 else x
 

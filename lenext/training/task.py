@@ -48,7 +48,7 @@ class Layout:
 
     def place(self, network: nn.Module, *, channels_last: bool, device: torch.device, divided: bool = False) -> None:
         """Move a network there; what is prepared follows. A network that will be divided stays: it fits no device."""
-        self.device, self.format = device, torch.channels_last if channels_last else torch.contiguous_format
+        self.device, self.format = device, devices.memory_format(network, device, channels_last=channels_last)
         if not divided:
             network.to(device=device)
             network.to(memory_format=self.format)

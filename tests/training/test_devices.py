@@ -22,6 +22,7 @@ from lenext import config as settings
 from lenext import runs
 from lenext.data import dataset
 from lenext.evaluation.evaluate import compute_logits
+from lenext.models import create_model
 from lenext.training import devices, prepare
 from tests.pictures import make_folder
 
@@ -66,6 +67,18 @@ def assert_same_training(run: Path, expected: Path) -> None:
         for figure in ("train_accuracy", "val_accuracy"):  # a share of all pictures: each is counted exactly once
             assert row[figure] == pytest.approx(other[figure], abs=1e-9)
     assert (run / "report.html").is_file()
+
+
+def test_a_memory_format_whose_gradient_destroys_memory_is_not_taken():
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    narrow, usual = (create_model("resnet18", num_classes=2, width=width) for width in (8, 16))
+    for network, device, expected in (
+        (narrow, cpu, torch.contiguous_format),
+        (narrow, gpu, torch.channels_last),
+        (usual, cpu, torch.channels_last),
+    ):
+        assert devices.memory_format(network, device, channels_last=True) == expected
+    assert devices.memory_format(usual, cpu, channels_last=False) == torch.contiguous_format
 
 
 def test_two_processes_learn_what_one_does(data, alone, tmp_path):
