@@ -352,7 +352,7 @@ def from_the_export(form: str, saved: Path, files: Sequence[Path], folder: Path)
     assert result.returncode == 0, result.stderr
     rows = [json.loads(line) for line in result.stdout.splitlines()]
     assert [row["image"] for row in rows] == [str(file) for file in files]
-    return [(row["label"], dict(row["top"])) for row in rows]
+    return [answer_of(row) for row in rows]
 
 
 def batches(files: Sequence[Path]) -> Iterator[Sequence[Path]]:

@@ -261,7 +261,7 @@ def test_the_folder_may_be_named_in_any_way_but_nobody_may_be_in_it(run, tmp_pat
         (["--format", "onnx", "--pictures", -1], "--pictures is -1"),
         (["--format", "onnx", "--root", "photos"], "--data MANIFEST --root photos"),
         (["--format", "tensorrt"], "one of onnx, openvino, torch"),
-        ([], "missing: FORMAT"),
+        ([], "missing: --format"),
     ],
 )
 def test_requests_that_make_no_sense(arguments, reason, run, capsys) -> None:
